@@ -1,0 +1,43 @@
+"""What is traded where, and how its numbers are scaled.
+
+Two scales, both powers of ten, per instrument and apart for price and quantity:
+
+- *decimals* scale every int inside the process: 61837.64 with price_decimals 2 is 6183764. They are the
+  fewest that hold what the venue has shown so far, so ladder cells are ticks; they may grow (`recovery`).
+- *exponents* scale what leaves in packets: -8 for nearly all, announced in the definition. Inside ints
+  become outside ints by one multiplication: `price * price_factor`.
+"""
+
+WIRE_EXPONENT = -8           # DESIGN §3: the likely case; another one only where a value does not fit
+SYMBOL_BYTES = 32            # field widths of the instrument definition, packet.py
+VENUE_BYTES = 16
+
+
+class Instrument:
+    """One tradable thing at one venue. `instrument_id` is dense from 0, so stages keep state in lists."""
+
+    __slots__ = ("instrument_id", "venue", "symbol", "name", "price_decimals", "quantity_decimals",
+                 "price_exponent", "quantity_exponent", "price_factor", "quantity_factor",
+                 "tick", "lot", "depth")
+
+    def __init__(self, instrument_id, venue, symbol, name=None, price_decimals=0, quantity_decimals=0, depth=20):
+        self.instrument_id = instrument_id
+        self.venue = venue
+        self.symbol = symbol                 # the venue's own text
+        self.name = name or symbol           # the common one, BTC/USDT
+        self.price_decimals = price_decimals
+        self.quantity_decimals = quantity_decimals
+        self.price_exponent = self.quantity_exponent = WIRE_EXPONENT
+        self.tick = self.lot = None          # decimal text of the venue's filters, where known
+        self.depth = depth                   # levels a side that are published; 0 is all
+        self.rescale()
+
+    def rescale(self):
+        """Derive exponents and factors anew after a change of the decimals."""
+        self.price_exponent = min(self.price_exponent, -self.price_decimals)
+        self.quantity_exponent = min(self.quantity_exponent, -self.quantity_decimals)
+        self.price_factor = 10 ** (-self.price_exponent - self.price_decimals)
+        self.quantity_factor = 10 ** (-self.quantity_exponent - self.quantity_decimals)
+
+    def __repr__(self):
+        return f"<{self.venue}:{self.symbol} #{self.instrument_id}>"

@@ -1,0 +1,335 @@
+"""Packets on the wire, version 1: one datagram is a header and whole messages. docs/protocol.md draws it.
+
+In:   plain ints, already at wire exponents.   Out: datagrams, and back.
+Hot:  Encoder.trade, bbo, increment; measured by `feeder bench packet` and `pipeline`.
+
+    packet   magic  version flags channel | session | sequence | send_ns | count bytes reserved |  40 bytes
+    message  type bytes instrument | venue_sequence | event_ns | recv_ns | flags state bids epoch  40 bytes
+    body     definition 104 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 56
+
+Little-endian, every message a multiple of 8 bytes, so that a C program can cast it. `sequence` numbers
+messages, not packets (MoldUDP64's idea): a packet without messages is a heartbeat and states the next one.
+
+The encoder writes into one buffer, made once; what does not fit sends what is there first. An event may
+span messages and packets; its last message carries LAST and readers apply nothing before they have it.
+Not here: sockets, and clocks (the caller gives `clock_ns`).
+"""
+
+from collections import namedtuple
+from functools import lru_cache
+from struct import Struct, error as struct_error
+
+from feeder.errors import FeederError, PacketError
+from feeder.fixed import WIRE_DECIMALS, rescale
+from feeder.instrument import SYMBOL_BYTES, VENUE_BYTES
+from feeder.message import BUY, LIVE, SELL, STATE_NAMES
+
+MAGIC = 0x31524446            # "FDR1" as bytes on the wire
+VERSION = 1
+
+PACKET = Struct("<IBBHQQqHHI")
+MESSAGE = Struct("<HHIQqqBBHI")
+DEFINITION_BODY = Struct(f"<bbHIqq{VENUE_BYTES}s{SYMBOL_BYTES}s{SYMBOL_BYTES}s")
+STATUS_BODY = Struct(f"<HBBI{VENUE_BYTES}s32s")
+ORDER_BOOK_ITEM = Struct("<qq")
+TRADE_ITEM = Struct("<QqqB7x")
+BBO_BODY = Struct("<qqqq")
+TRADE_MESSAGE = Struct("<HHIQqqBBHIQqqB7x")       # header and body in one store
+BBO_MESSAGE = Struct("<HHIQqqBBHIqqqq")
+assert PACKET.size == MESSAGE.size == 40 and DEFINITION_BODY.size == 104 and STATUS_BODY.size == 56
+assert ORDER_BOOK_ITEM.size == 16 and TRADE_ITEM.size == BBO_BODY.size == 32
+assert TRADE_MESSAGE.size == BBO_MESSAGE.size == 72
+
+DEFINITION, SNAPSHOT, INCREMENT, TRADE, BBO, STATUS = 1, 2, 3, 4, 5, 6
+TYPE_NAMES = {1: "definition", 2: "snapshot", 3: "increment", 4: "trade", 5: "bbo", 6: "status"}
+
+LAST, FIRST, REFRESH = 1, 2, 4   # message flags: ends an event; begins a snapshot; repeats for late joiners
+HEARTBEAT, END = 1, 2         # packet flags: nothing but the next sequence; the session is over
+
+ALL_INSTRUMENTS = 0xFFFFFFFF  # instrument id of a status that concerns a whole venue
+MAX_PACKET_BYTES = 65_000
+DEFAULT_PACKET_BYTES = 1472   # Ethernet's 1,500 less IPv4 and UDP headers
+BODY_OFFSET = MESSAGE.size
+
+Packet = namedtuple("Packet", "channel flags session sequence send_ns message_count messages")
+Definition = namedtuple("Definition", "instrument_id venue symbol name price_exponent quantity_exponent depth tick lot")
+Book = namedtuple("Book", "type instrument_id venue_sequence event_ns recv_ns flags state epoch bids asks")
+Trade = namedtuple("Trade", "instrument_id venue_sequence event_ns recv_ns state epoch item")
+Bbo = namedtuple("Bbo", "instrument_id venue_sequence event_ns recv_ns state epoch bid ask")
+Status = namedtuple("Status", "instrument_id venue_sequence recv_ns state epoch reason connected venue text")
+
+
+class OrderBookItem(namedtuple("OrderBookItem", "price quantity")):
+    """One level, 16 bytes: price, quantity; scaled ints at the instrument's exponents."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_scaled(cls, price, quantity, price_decimals=WIRE_DECIMALS, quantity_decimals=WIRE_DECIMALS):
+        """Build from ints at other decimals; 8 is the likely case. Raises PrecisionError, RangeError."""
+        return cls(rescale(price, price_decimals), rescale(quantity, quantity_decimals))
+
+    def pack(self):
+        return ORDER_BOOK_ITEM.pack(*self)
+
+    @classmethod
+    def unpack(cls, data, offset=0):
+        return cls._make(ORDER_BOOK_ITEM.unpack_from(data, offset))
+
+
+class TradeItem(namedtuple("TradeItem", "trade_id price quantity side")):
+    """One trade, 32 bytes: id, price, quantity, aggressor's side (1 bought, 2 sold), 7 bytes padding."""
+
+    __slots__ = ()
+
+    @classmethod
+    def from_scaled(cls, trade_id, price, quantity, side,
+                    price_decimals=WIRE_DECIMALS, quantity_decimals=WIRE_DECIMALS):
+        """Build from ints at other decimals; 8 is the likely case. Raises PrecisionError, RangeError."""
+        return cls(trade_id, rescale(price, price_decimals), rescale(quantity, quantity_decimals), side)
+
+    def pack(self):
+        return TRADE_ITEM.pack(*self)
+
+    @classmethod
+    def unpack(cls, data, offset=0):
+        return cls._make(TRADE_ITEM.unpack_from(data, offset))
+
+
+@lru_cache(maxsize=1024)
+def levels_struct(number_count):
+    return Struct(f"<{number_count}q")
+
+
+class Encoder:
+    """Fills datagrams and hands each full one to `emit(memoryview)`, valid during that call only.
+
+    Args: session, ns since the epoch at start, unique per run; channel 0..65535; clock_ns() for send_ns.
+    """
+
+    def __init__(self, session, channel, emit, clock_ns, packet_bytes=DEFAULT_PACKET_BYTES):
+        if not 256 <= packet_bytes <= MAX_PACKET_BYTES:
+            raise FeederError(f"packet_bytes is {packet_bytes}, must be 256 to {MAX_PACKET_BYTES}")
+        self.session = session
+        self.channel = channel
+        self.emit = emit
+        self.clock_ns = clock_ns
+        self.packet_bytes = packet_bytes
+        self.buffer = bytearray(packet_bytes)
+        self.view = memoryview(self.buffer)
+        self.used = PACKET.size
+        self.count = 0
+        self.sequence = 1             # of the first message in the buffer
+        self.packets = 0
+
+    def flush(self, flags=0):
+        """Send what is buffered; nothing to do when there is no message and no flag."""
+        count = self.count
+        if not count and not flags:
+            return
+        used = self.used
+        PACKET.pack_into(self.buffer, 0, MAGIC, VERSION, flags, self.channel, self.session,
+                         self.sequence, self.clock_ns(), count, used, 0)
+        self.sequence += count
+        self.count = 0
+        self.used = PACKET.size
+        self.packets += 1
+        self.emit(self.view[:used])
+
+    def heartbeat(self):
+        self.flush()
+        self.flush(HEARTBEAT)
+
+    def end(self):
+        """Send what is left, then the packet that ends the session."""
+        self.flush()
+        self.flush(END)
+
+    def claim(self, size):
+        """Return the offset of `size` free bytes, sending what is buffered where there are too few."""
+        if self.used + size > self.packet_bytes:
+            self.flush()
+        at = self.used
+        self.used = at + size
+        self.count += 1
+        return at
+
+    def trade(self, instrument_id, state, epoch, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
+        at = self.used
+        if at + 72 > self.packet_bytes:
+            self.flush()
+            at = self.used
+        TRADE_MESSAGE.pack_into(self.buffer, at, TRADE, 72, instrument_id, sequence, event_ns, recv_ns,
+                                LAST, state, 0, epoch, trade_id, price, quantity, side)
+        self.used = at + 72
+        self.count += 1
+
+    def bbo(self, instrument_id, state, epoch, sequence, event_ns, recv_ns,
+            bid_price, bid_quantity, ask_price, ask_quantity):
+        at = self.used
+        if at + 72 > self.packet_bytes:
+            self.flush()
+            at = self.used
+        BBO_MESSAGE.pack_into(self.buffer, at, BBO, 72, instrument_id, sequence, event_ns, recv_ns,
+                              LAST, state, 0, epoch, bid_price, bid_quantity, ask_price, ask_quantity)
+        self.used = at + 72
+        self.count += 1
+
+    def levels(self, kind, instrument_id, state, epoch, sequence, event_ns, recv_ns, bids, asks, more_flags=0):
+        """Write one event of flat wire ints [price, quantity, ...]; split over packets where it must be."""
+        numbers = len(bids) + len(asks)
+        size = 40 + 8 * numbers
+        at = self.used
+        if at + size > self.packet_bytes:
+            if PACKET.size + size > self.packet_bytes:
+                return self.split_levels(kind, instrument_id, state, epoch, sequence, event_ns, recv_ns,
+                                         bids, asks, more_flags)
+            self.flush()
+            at = self.used
+        flags = more_flags | (LAST | FIRST if kind == SNAPSHOT else LAST)
+        MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
+                          flags, state, len(bids) >> 1, epoch)
+        levels_struct(numbers).pack_into(self.buffer, at + 40, *bids, *asks)
+        self.used = at + size
+        self.count += 1
+
+    def split_levels(self, kind, instrument_id, state, epoch, sequence, event_ns, recv_ns, bids, asks, more_flags):
+        self.flush()
+        most = (self.packet_bytes - PACKET.size - MESSAGE.size) // 16 * 2
+        parts = [(bids[at:at + most], ()) for at in range(0, len(bids), most)]
+        parts += [((), asks[at:at + most]) for at in range(0, len(asks), most)]
+        for number, (some_bids, some_asks) in enumerate(parts):
+            flags = more_flags | (LAST if number == len(parts) - 1 else 0)
+            if kind == SNAPSHOT and number == 0:
+                flags |= FIRST
+            size = 40 + 8 * (len(some_bids) + len(some_asks))
+            at = self.claim(size)
+            MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
+                              flags, state, len(some_bids) >> 1, epoch)
+            levels_struct((size - 40) // 8).pack_into(self.buffer, at + 40, *some_bids, *some_asks)
+
+    def definition(self, instrument, tick=0, lot=0):
+        size = MESSAGE.size + DEFINITION_BODY.size
+        at = self.claim(size)
+        MESSAGE.pack_into(self.buffer, at, DEFINITION, size, instrument.instrument_id, 0, 0, 0, LAST, 0, 0, 0)
+        DEFINITION_BODY.pack_into(
+            self.buffer, at + BODY_OFFSET, instrument.price_exponent, instrument.quantity_exponent, instrument.depth, 0,
+            tick, lot, field(instrument.venue, VENUE_BYTES), field(instrument.symbol, SYMBOL_BYTES),
+            field(instrument.name, SYMBOL_BYTES))
+
+    def status(self, instrument_id, state, epoch, sequence, recv_ns, reason, connected=1, venue="", text=""):
+        size = MESSAGE.size + STATUS_BODY.size
+        at = self.claim(size)
+        MESSAGE.pack_into(self.buffer, at, STATUS, size, instrument_id, sequence, 0, recv_ns, LAST, state, 0, epoch)
+        STATUS_BODY.pack_into(self.buffer, at + BODY_OFFSET, reason, connected, 0, 0,
+                              field(venue, VENUE_BYTES), field(text, 32))
+
+
+def field(text, size):
+    """UTF-8, cut at a whole character, padded with zeros by struct. Identity fields are checked by config."""
+    data = text.encode()
+    return data if len(data) <= size else data[:size].decode("utf-8", "ignore").encode()
+
+
+def unfield(data):
+    return data.rstrip(b"\0").decode("utf-8", "replace")
+
+
+def decode(datagram):
+    """Return the Packet in a datagram (any buffer); `messages` is a list, unknown types are left out.
+
+    Raises PacketError: not ours, another version, sizes that do not add up, states or sides that do not exist.
+    """
+    size = len(datagram)
+    if size < PACKET.size:
+        raise PacketError(f"datagram of {size} bytes, a packet header has {PACKET.size}")
+    magic, version, flags, channel, session, sequence, send_ns, count, packet_bytes, _ = PACKET.unpack_from(datagram)
+    if magic != MAGIC:
+        raise PacketError(f"magic is {magic:#010x}, expected {MAGIC:#010x}")
+    if version != VERSION:
+        raise PacketError(f"packet version {version}, this reads version {VERSION}")
+    if packet_bytes != size:
+        raise PacketError(f"datagram of {size} bytes states {packet_bytes}")
+    messages = []
+    at = PACKET.size
+    try:
+        for _ in range(count):
+            kind, length = MESSAGE.unpack_from(datagram, at)[:2]
+            if length < MESSAGE.size or length & 7 or at + length > size:
+                raise PacketError(f"message of {length} bytes at offset {at} of a packet of {size}")
+            read = READERS.get(kind)
+            if read is not None:
+                messages.append(read(datagram, at, length))
+            at += length
+    except struct_error as error:
+        raise PacketError(f"message at offset {at} of a packet of {size} bytes: {error}") from None
+    if at != size:
+        raise PacketError(f"{count} messages end at offset {at} of a packet of {size} bytes")
+    return Packet(channel, flags, session, sequence, send_ns, count, messages)
+
+
+def exact(kind, length, wanted):
+    if length != MESSAGE.size + wanted:
+        raise PacketError(f"{TYPE_NAMES[kind]} of {length} bytes, expected {MESSAGE.size + wanted}")
+
+
+def known_state(state):
+    if state not in STATE_NAMES:
+        raise PacketError(f"book state {state} does not exist")
+    return state
+
+
+def read_levels(data, at, length):
+    (kind, _, instrument_id, venue_sequence, event_ns, recv_ns, flags, state, bid_count, epoch
+     ) = MESSAGE.unpack_from(data, at)
+    numbers = (length - MESSAGE.size) >> 3
+    if numbers & 1 or 2 * bid_count > numbers:
+        raise PacketError(f"{TYPE_NAMES[kind]} with {bid_count} bids in {numbers} numbers")
+    values = levels_struct(numbers).unpack_from(data, at + BODY_OFFSET)
+    if numbers and min(values[1::2]) < 0:
+        raise PacketError(f"{TYPE_NAMES[kind]} with a negative quantity")
+    return Book(kind, instrument_id, venue_sequence, event_ns, recv_ns, flags, known_state(state), epoch,
+                values[:2 * bid_count], values[2 * bid_count:])
+
+
+def read_trade(data, at, length):
+    exact(TRADE, length, TRADE_ITEM.size)
+    _, _, instrument_id, venue_sequence, event_ns, recv_ns, _, state, _, epoch = MESSAGE.unpack_from(data, at)
+    item = TradeItem.unpack(data, at + BODY_OFFSET)
+    if item.side not in (BUY, SELL):
+        raise PacketError(f"trade with side {item.side}")
+    return Trade(instrument_id, venue_sequence, event_ns, recv_ns, known_state(state), epoch, item)
+
+
+def read_bbo(data, at, length):
+    exact(BBO, length, BBO_BODY.size)
+    _, _, instrument_id, venue_sequence, event_ns, recv_ns, _, state, _, epoch = MESSAGE.unpack_from(data, at)
+    bid_price, bid_quantity, ask_price, ask_quantity = BBO_BODY.unpack_from(data, at + BODY_OFFSET)
+    return Bbo(instrument_id, venue_sequence, event_ns, recv_ns, known_state(state), epoch,
+               OrderBookItem(bid_price, bid_quantity), OrderBookItem(ask_price, ask_quantity))
+
+
+def read_definition(data, at, length):
+    exact(DEFINITION, length, DEFINITION_BODY.size)
+    instrument_id = MESSAGE.unpack_from(data, at)[2]
+    price_exponent, quantity_exponent, depth, _, tick, lot, venue, symbol, name = DEFINITION_BODY.unpack_from(
+        data, at + BODY_OFFSET)
+    if not (-18 <= price_exponent <= 0 and -18 <= quantity_exponent <= 0):
+        raise PacketError(f"definition with exponents {price_exponent}, {quantity_exponent}")
+    return Definition(instrument_id, unfield(venue), unfield(symbol), unfield(name),
+                      price_exponent, quantity_exponent, depth, tick, lot)
+
+
+def read_status(data, at, length):
+    exact(STATUS, length, STATUS_BODY.size)
+    _, _, instrument_id, venue_sequence, _, recv_ns, _, state, _, epoch = MESSAGE.unpack_from(data, at)
+    reason, connected, _, _, venue, text = STATUS_BODY.unpack_from(data, at + BODY_OFFSET)
+    if instrument_id != ALL_INSTRUMENTS:
+        known_state(state)
+    return Status(instrument_id, venue_sequence, recv_ns, state, epoch, reason, connected,
+                  unfield(venue), unfield(text))
+
+
+READERS = {DEFINITION: read_definition, SNAPSHOT: read_levels, INCREMENT: read_levels,
+           TRADE: read_trade, BBO: read_bbo, STATUS: read_status}
+assert LIVE in STATE_NAMES
