@@ -1,0 +1,467 @@
+"""The receiver against plain truth: a publisher that remembers every book at every sequence, and a bad network."""
+
+import random
+
+import pytest
+
+from feeder import packet, receiver
+from feeder.instrument import Instrument
+from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
+from feeder.packet import INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, OrderBookItem
+from feeder.receiver import Gap, Receiver
+
+SECOND = 10**9
+START = 1_700_000_000 * SECOND
+
+
+class Publisher:
+    """Real Encoder output of a random market, and the truth beside it.
+
+    `history[instrument_id]` is [(sequence after the event's last message, state, bids, asks)].
+    """
+
+    def __init__(self, session, dice, count=4, depth=5, packet_bytes=256, channel=3):
+        self.dice = dice
+        self.depth = depth
+        self.now_ns = START
+        self.datagrams = []
+        self.encoder = Encoder(session, channel, lambda view: self.datagrams.append(bytes(view)),
+                               lambda: self.now_ns, packet_bytes)
+        self.instruments = [Instrument(number, "binance_spot", f"COIN{number}USDT", f"COIN{number}/USDT", 2, 3,
+                                       depth if number else 0) for number in range(count)]
+        self.books = [({}, {}) for _ in range(count)]
+        self.epochs = [0] * count
+        self.states = [SYNCING] * count
+        self.history = [[(1, SYNCING, [], [])] for _ in range(count)]
+
+    def window(self, number):
+        bids, asks = self.books[number]
+        depth = self.instruments[number].depth or None
+        return ([(price, bids[price]) for price in sorted(bids, reverse=True)][:depth],
+                [(price, asks[price]) for price in sorted(asks)][:depth])
+
+    def remember(self, number):
+        encoder = self.encoder
+        self.history[number].append((encoder.sequence + encoder.count, self.states[number], *self.window(number)))
+
+    def define(self):
+        for instrument in self.instruments:
+            self.encoder.definition(instrument, tick=10**6, lot=10**5)
+
+    def snapshot(self, number, more_flags=0):
+        bids, asks = self.window(number)
+        self.encoder.levels(SNAPSHOT, number, self.states[number], self.epochs[number], 77, START, self.now_ns,
+                            flat(bids), flat(asks), more_flags)
+        self.remember(number)
+
+    def go_live(self, number):
+        dice = self.dice
+        self.books[number] = ({dice.randrange(1, 50): dice.randrange(1, 9) for _ in range(8)},
+                              {dice.randrange(51, 99): dice.randrange(1, 9) for _ in range(8)})
+        self.states[number] = LIVE
+        self.epochs[number] += 1
+        self.snapshot(number)
+
+    def go_stale(self, number):
+        self.states[number] = STALE
+        self.encoder.status(number, STALE, self.epochs[number], 5, self.now_ns, REASON_CODES["gap"])
+        self.remember(number)
+
+    def change(self, number):
+        dice = self.dice
+        before = self.window(number)
+        for side, low, high in ((0, 1, 50), (1, 51, 99)):
+            for _ in range(dice.randrange(5)):
+                self.books[number][side][dice.randrange(low, high)] = dice.randrange(9)
+        for side in self.books[number]:
+            for price in [price for price, quantity in side.items() if not quantity]:
+                del side[price]
+        changes = map(differences, before, self.window(number), self.books[number])
+        self.encoder.levels(INCREMENT, number, LIVE, self.epochs[number], self.encoder.sequence, START,
+                            self.now_ns, *changes)
+        self.remember(number)
+
+    def step(self):
+        self.now_ns += 1_000_000
+        number = self.dice.randrange(len(self.books))
+        choice = self.dice.random()
+        common = (number, self.states[number], self.epochs[number], 9, START, self.now_ns)
+        if self.states[number] != LIVE or choice < 0.01:
+            self.go_live(number)
+        elif choice < 0.02:
+            self.go_stale(number)
+        elif choice < 0.15:
+            self.encoder.trade(*common, 12345, 5, 7, 1)
+        elif choice < 0.25:
+            self.encoder.bbo(*common, 5, 7, 8, 9)
+        elif choice < 0.27:
+            self.refresh()
+        elif choice < 0.30:
+            self.encoder.heartbeat()
+        elif choice < 0.5:
+            self.encoder.flush()
+        else:
+            self.change(number)
+
+    def refresh(self):
+        self.define()
+        for number in range(len(self.books)):
+            self.snapshot(number, REFRESH)
+
+    def truth(self, number, expected):
+        """Return (state, bids, asks) for someone who has everything before sequence `expected`."""
+        return [entry for entry in self.history[number] if entry[0] <= expected][-1][1:]
+
+
+def flat(levels):
+    return [value for level in levels for value in level]
+
+
+def differences(old, new, side):
+    """Return the flat changes that turn the window `old` into `new`; levels pushed out of it are not told."""
+    before = dict(old)
+    return flat([(price, 0) for price in before if price not in side] +
+                [(price, quantity) for price, quantity in new if before.get(price) != quantity])
+
+
+def bad_network(datagrams, dice, loss, duplication, reorder):
+    """Yield the datagrams with some lost, some twice, some up to five places late."""
+    waiting = []
+    for at, datagram in enumerate(datagrams):
+        if dice.random() >= loss:
+            delay = dice.randrange(1, 6) if dice.random() < reorder else 0
+            waiting.append((at + delay, at, datagram))
+            if dice.random() < duplication:
+                waiting.append((at + dice.randrange(3), at, datagram))
+        for item in sorted(item for item in waiting if item[0] <= at):
+            waiting.remove(item)
+            yield item[2]
+    for item in sorted(waiting):
+        yield item[2]
+
+
+def check_books(heard, publisher, channel_number=3):
+    """Assert that whatever is shown live is true; return how many were."""
+    live = 0
+    channel = heard.channels[channel_number]
+    for number, view in channel.views.items():
+        state, bids, asks = publisher.truth(number, channel.expected)
+        if view.state == LIVE:
+            assert state == LIVE
+            assert view.bids.levels() == bids
+            assert view.asks.levels() == asks
+            live += 1
+    return live
+
+
+@pytest.mark.parametrize("loss, duplication, reorder", [
+    (0, 0, 0), (0.02, 0, 0), (0, 0.05, 0), (0, 0, 0.05), (0.02, 0.03, 0.03), (0.3, 0.2, 0.2)])
+@pytest.mark.parametrize("packet_bytes", [256, 1472])
+def test_never_live_while_wrong_and_every_message_accounted_for(loss, duplication, reorder, packet_bytes):
+    seed = hash((loss, duplication, reorder, packet_bytes)) & 0xFFFF
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    publisher = Publisher(START, dice, packet_bytes=packet_bytes)
+    publisher.refresh()
+    for _ in range(1_500):
+        publisher.step()
+    calm_from = len(publisher.datagrams)
+    for number in range(len(publisher.books)):
+        publisher.go_live(number)
+    publisher.encoder.heartbeat()
+
+    heard = Receiver()
+    got = set()                                   # every sequence that came, plainly
+    duplicates = lives = late = joined = 0
+    gaps = []
+    expected = None
+    delivered = list(bad_network(publisher.datagrams[:calm_from], dice, loss, duplication, reorder))
+    for datagram in delivered + publisher.datagrams[calm_from:]:
+        view = memoryview(bytearray(datagram))
+        packet_in = packet.decode(view)
+        first, count = packet_in.sequence, packet_in.message_count
+        covered = set(range(first, first + count))
+        if expected is None:
+            expected = joined = first
+        if first > expected:
+            gaps.append((expected, first - 1))
+        if first + count <= expected and count:
+            if covered <= got or first < joined:
+                duplicates += 1
+            else:
+                late += count
+        if first >= joined:
+            got |= covered
+        expected = max(expected, first + count)
+        heard.receive(view, publisher.now_ns)
+        lives += check_books(heard, publisher)
+    assert [(gap.first, gap.last) for gap in heard.gaps] == gaps[-receiver.MAX_GAPS:]
+    assert heard.gap_count == len(gaps)
+    assert heard.lost == expected - joined - len(got)
+    assert heard.messages == len(got)
+    assert (heard.duplicates, heard.late) == (duplicates, late)
+    assert heard.mismatches == heard.crossed == 0, heard.last_mismatch
+    assert heard.errors == {}
+    assert lives > (len(delivered) if loss < 0.1 else 100)     # it is not enough to call everything stale
+    assert check_books(heard, publisher) == len(publisher.books)
+    if not loss and not reorder:
+        assert heard.gap_count == heard.lost == heard.ignored == heard.undefined == 0
+        assert heard.by_type["increment"] > 100
+
+
+def pair(**options):
+    publisher = Publisher(START, random.Random(1), packet_bytes=1472, **options)
+    heard = Receiver()
+
+    def deliver(*skip):
+        publisher.encoder.flush()
+        for at, datagram in enumerate(publisher.datagrams):
+            if at not in skip:
+                heard.receive(datagram, publisher.now_ns + 5_000)
+        publisher.datagrams.clear()
+    return publisher, heard, deliver
+
+
+def test_gap_makes_every_book_of_the_channel_stale_until_its_own_snapshot():
+    publisher, heard, deliver = pair(count=2)
+    publisher.define()
+    publisher.go_live(0)
+    publisher.go_live(1)
+    deliver()
+    views = heard.views()
+    assert [view.state for view in views] == [LIVE, LIVE]
+    publisher.change(0)
+    publisher.encoder.flush()
+    publisher.change(1)
+    deliver(0)
+    assert heard.gaps[0] == Gap(3, START, 5, 5, publisher.now_ns + 5_000)
+    assert [(view.state, view.reason) for view in views] == [(STALE, "gap")] * 2
+    assert heard.ignored == 1
+    publisher.snapshot(1, REFRESH)
+    deliver()
+    assert [view.state for view in views] == [STALE, LIVE]
+    publisher.change(1)
+    publisher.change(0)
+    publisher.snapshot(0, REFRESH)
+    deliver()
+    assert check_books(heard, publisher) == 2
+    assert heard.lost == 1 and heard.mismatches == 0
+
+
+def test_a_heartbeat_shows_a_gap_at_the_end():
+    publisher, heard, deliver = pair()
+    publisher.define()
+    deliver()
+    publisher.go_live(0)
+    publisher.encoder.heartbeat()
+    deliver(0)
+    assert (heard.gap_count, heard.lost, heard.heartbeats) == (1, 1, 1)
+
+
+def test_refresh_that_differs_is_a_mismatch_and_is_adopted():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    publisher.snapshot(0, REFRESH)
+    deliver()
+    assert heard.mismatches == 0 and heard.views()[0].events == 1
+    publisher.books[0][0][49] = 999
+    publisher.snapshot(0, REFRESH)
+    deliver()
+    assert heard.mismatches == 1
+    assert "binance_spot:COIN0USDT" in heard.last_mismatch
+    assert check_books(heard, publisher) == 1
+
+
+def test_late_joiner_takes_the_refresh_and_counts_what_it_could_not_use():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    publisher.encoder.flush()
+    publisher.datagrams.clear()
+    publisher.change(0)
+    publisher.encoder.trade(0, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    deliver()
+    view = heard.views()[0]
+    assert (view.state, view.reason, view.trades, view.label) == (SYNCING, "no definition", 1, "#0")
+    assert (heard.gap_count, heard.undefined, heard.ignored) == (0, 2, 1)
+    publisher.refresh()
+    deliver()
+    assert view.state == LIVE and check_books(heard, publisher) == 1
+    assert heard.find("coin0usdt") == heard.find("COIN0/USDT") == heard.find("binance_spot:COIN0USDT") == [view]
+
+
+def test_new_session_resets_and_counts_from_one():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    deliver()
+    old = publisher.encoder
+    publisher.encoder = Encoder(START + SECOND, 3, old.emit, old.clock_ns)
+    publisher.define()
+    publisher.encoder.flush()
+    publisher.encoder.trade(0, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    deliver(0)                                          # its first packet is lost
+    assert heard.gaps[0][:4] == (3, START + SECOND, 1, 1)
+    assert heard.views()[0].state == SYNCING
+    assert [session.number for session in heard.sessions] == [START, START + SECOND]
+    old.heartbeat()                                     # a straggler of the old one
+    deliver()
+    assert heard.stragglers == 1 and heard.session_count == 2
+
+
+def test_end_and_silence_put_books_out_of_live():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    deliver()
+    view = heard.views()[0]
+    heard.tick(publisher.now_ns + SECOND)
+    assert view.state == LIVE
+    heard.tick(publisher.now_ns + 10 * SECOND)
+    heard.tick(publisher.now_ns + 11 * SECOND)
+    assert (view.state, view.reason, heard.silences) == (STALE, "silent", 1)
+    publisher.encoder.heartbeat()
+    deliver()
+    assert view.state == LIVE                           # nothing was missed
+    publisher.encoder.end()
+    deliver()
+    assert (view.state, view.reason, view.in_step) == (STALE, "session ended", True)
+    assert heard.sessions[0].ended
+    restarted = Encoder(START - SECOND, 3, publisher.encoder.emit, publisher.encoder.clock_ns)
+    restarted.heartbeat()                               # a host whose clock was set back
+    deliver()
+    assert heard.session_count == 2 and heard.stragglers == 0
+
+
+def test_status_and_states():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    publisher.go_stale(0)
+    publisher.encoder.trade(0, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    publisher.encoder.status(packet.ALL_INSTRUMENTS, STALE, 0, 0, 0, 3, connected=0, venue="okx", text="refused")
+    deliver()
+    view = heard.views()[0]
+    assert view.state == STALE                          # live again only with a snapshot
+    assert heard.venues["okx"].text == "refused"
+    publisher.go_live(0)
+    deliver()
+    assert view.state == LIVE and view.epoch == 2
+
+
+def test_crossed_book_is_counted_and_locked_is_not():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.books[0] = ({50: 1}, {50: 1})
+    publisher.states[0] = LIVE
+    publisher.snapshot(0)
+    deliver()
+    assert heard.crossed == 0
+    publisher.books[0] = ({51: 1}, {50: 1})
+    publisher.snapshot(0)
+    deliver()
+    assert heard.crossed == heard.views()[0].crossed == 1
+
+
+def test_part_of_an_event_without_its_beginning_is_not_applied():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    deliver()
+    view = heard.views()[0]
+    encoder = publisher.encoder
+    at = encoder.claim(packet.MESSAGE.size)
+    packet.MESSAGE.pack_into(encoder.buffer, at, SNAPSHOT, 40, 0, 1, 1, 1, LAST, LIVE, 0, 1)
+    deliver()
+    assert (view.state, heard.ignored) == (STALE, 1)
+
+
+def test_new_exponents_wait_for_a_snapshot():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.go_live(0)
+    deliver()
+    view = heard.views()[0]
+    publisher.encoder.definition(publisher.instruments[0], tick=1, lot=1)
+    deliver()
+    assert view.state == LIVE
+    publisher.instruments[0].price_exponent = -9
+    publisher.define()
+    deliver()
+    assert view.state == SYNCING and view.bids.levels() == []
+
+
+def test_bad_datagrams_are_counted_by_reason_and_bounded(monkeypatch):
+    monkeypatch.setattr(receiver, "MAX_REASONS", 3)
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    deliver()
+    good = bytearray(b"FDR1") + bytes(60)
+    for size in range(5):
+        assert heard.receive(bytes(size), START) is None
+    heard.receive(b"?" * 64, START)
+    heard.receive(bytes(good), START)
+    good[4] = 1
+    heard.receive(bytes(good), START)
+    assert heard.errors == {"datagram of N bytes, a packet header has N": 5, "magic is N, expected N": 1,
+                            "packet version N, this reads version N": 1, "other": 1}
+
+
+def test_overlapping_packet_is_an_error_and_shows_as_a_gap_later():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    deliver()
+    publisher.encoder.sequence = 1
+    publisher.define()
+    publisher.define()
+    deliver()
+    assert heard.errors == {"packet overlaps the one before it": 1}
+    publisher.encoder.heartbeat()
+    deliver()
+    assert heard.gap_count == 1
+
+
+def test_bounds(monkeypatch):
+    monkeypatch.setattr(receiver, "MAX_INSTRUMENTS", 2)
+    monkeypatch.setattr(receiver, "MAX_CHANNELS", 1)
+    monkeypatch.setattr(receiver, "MAX_LEVELS", 3)
+    publisher, heard, deliver = pair(count=3)
+    publisher.define()
+    publisher.encoder.trade(2, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    publisher.go_live(0)                                # of unlimited depth
+    publisher.encoder.flush()
+    other = Encoder(START, 4, publisher.encoder.emit, publisher.encoder.clock_ns)
+    other.heartbeat()
+    deliver()
+    assert heard.errors == {"more than N instruments on a channel": 2, "more than N channels": 1,
+                            "more than N levels on a side": 1}
+    assert len(heard.views()) == 2 and heard.views()[0].state == SYNCING
+
+
+def test_random_bytes_raise_nothing():
+    seed = 8
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    publisher, heard, _ = pair()
+    publisher.refresh()
+    publisher.encoder.flush()
+    for _ in range(3_000):
+        data = bytearray(dice.choice(publisher.datagrams))
+        for _ in range(dice.randrange(1, 4)):
+            data[dice.randrange(len(data))] = dice.randrange(256)
+        heard.receive(data[:dice.choice((len(data), len(data), dice.randrange(len(data))))], START)
+    assert heard.errors
+    for view in heard.views():
+        assert view.state in (SYNCING, LIVE, STALE) and view.reason
+
+
+def test_latencies():
+    publisher, heard, deliver = pair(count=1)
+    publisher.define()
+    publisher.encoder.trade(0, LIVE, 1, 9, START, START - 1_000_000, 1, 5, 7, 2)
+    publisher.encoder.bbo(0, LIVE, 1, 9, START, 0, 5, 7, 6, 8)
+    deliver()
+    assert heard.send_latency.max == 5_000
+    assert (heard.venue_latency.count, heard.venue_latency.max) == (1, 1_005_000)
+    assert heard.views()[0].bbo.ask == OrderBookItem(6, 8)
