@@ -63,6 +63,16 @@ class _LogFile(RotatingFileHandler):
             self.reason = str(error)
 
 
+def effective_level(level, environ=os.environ):
+    """FEEDER_LOG if it is set, else the configured level. Raises ConfigError for one that does not exist."""
+    override = environ.get("FEEDER_LOG", "")
+    chosen = (override or level).lower()
+    if chosen not in LEVELS:
+        raise ConfigError(f"{'FEEDER_LOG' if override else 'log.level'}: found {override or level!r}, "
+                          f"expected one of {', '.join(LEVELS)}")
+    return chosen
+
+
 def setup(path, level="info", max_bytes=16 << 20, keep=4, environ=os.environ):
     """Send the package's log to a file; FEEDER_LOG=debug|info|warning|error overrides the level.
 
@@ -70,13 +80,9 @@ def setup(path, level="info", max_bytes=16 << 20, keep=4, environ=os.environ):
     Raises: HostError when the file cannot be opened, ConfigError for a level that does not exist.
     """
     global _file
-    override = environ.get("FEEDER_LOG", "")
-    chosen = LEVELS.get((override or level).lower())
-    if chosen is None:
-        raise ConfigError(f"{'FEEDER_LOG' if override else 'log.level'}: found {override or level!r}, "
-                          f"expected one of {', '.join(LEVELS)}")
+    level = effective_level(level, environ)
     close()
-    _logger.setLevel(chosen)
+    _logger.setLevel(LEVELS[level])
     if not path:
         return
     try:
@@ -135,13 +141,13 @@ class Limited:
             return False
         now = self.now_ns()
         entry = self._keys.get(key)
-        if entry is None and len(self._keys) >= self.max_keys:
+        while entry is None and len(self._keys) >= self.max_keys:
             oldest = next(iter(self._keys))
-            if now - self._keys[oldest][0] >= self.period_ns:
-                self._tell(oldest, self._keys.pop(oldest)[1])
-            else:
+            if now - self._keys[oldest][0] < self.period_ns:
                 key = self.OTHERS
                 entry = self._keys.get(key)
+                break
+            self._tell(oldest, self._keys.pop(oldest)[1])
         if entry and now - entry[0] < self.period_ns:
             entry[1] += 1
             self.held_back += 1

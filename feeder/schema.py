@@ -1,0 +1,162 @@
+"""Every key of the configuration files: where it stands, what it accepts, its default, what it means.
+
+SCHEMA is the one description. Validation and the classes in config.py, `check-config --keys` and the tables of
+config/README.md (compared by a test) are derived from it; a new key is one line here.
+
+A key's `kind` names a row of KINDS: a test of one value against the key's `bounds`, and its words for people.
+Nothing in here opens a file.
+"""
+
+import ipaddress
+import re
+from collections import namedtuple
+from urllib.parse import urlsplit
+
+from feeder.instrument import SYMBOL_BYTES
+
+# What the configuration has to know of a venue to judge and plan it; from the venues' documents (state 2026-09).
+#   routes: channels that may share a connection      snapshot_weights: (up to this many levels, request weight)
+VenueFacts = namedtuple("VenueFacts", "routes depth_intervals_ms snapshot_limits snapshot_weights symbol defaults")
+
+_UPPER = re.compile(r"[^\sa-z/@?&#%,\"\\]+")     # Binance: upper case, but not only ASCII since 2025
+KNOWN_VENUES = {                                  # None: the name is reserved, the dialect is not supported yet
+    "binance_spot": VenueFacts(
+        (("depth", "bbo", "trade"),), (100, 1000), range(1, 5001), ((100, 5), (500, 25), (1000, 50), (5000, 250)),
+        _UPPER, {"snapshot_limit": 5000, "snapshot_weight_per_minute": 4800, "streams_per_connection": 1024}),
+    "binance_usdm": VenueFacts(                   # /public and /market since 2026-04-23
+        (("depth", "bbo"), ("trade",)), (100, 250, 500), (5, 10, 20, 50, 100, 500, 1000),
+        ((50, 2), (100, 5), (500, 10), (1000, 20)),
+        _UPPER, {"snapshot_limit": 1000, "snapshot_weight_per_minute": 1920, "streams_per_connection": 200}),
+    "binance_coinm": None, "bybit_spot": None, "bybit_linear": None, "okx": None, "coinbase": None,
+    "coinbase_exchange": None, "upbit": None, "bithumb": None, "deribit": None, "kraken": None, "bitfinex": None,
+}
+SUPPORTED_VENUES = tuple(name for name, facts in KNOWN_VENUES.items() if facts)
+
+REQUIRED, BY_VENUE = object(), object()           # in the place of a default
+LEVELS = ("debug", "info", "warning", "error")
+CHANNELS = ("depth", "trade", "bbo")
+MIB = 1 << 20
+
+Key = namedtuple("Key", "file path kind default bounds meaning")
+SCHEMA = tuple(Key(*row) for row in (
+    ("exchanges", "venues", "venues", REQUIRED, None, "venues to feed from, each with a file of its name"),
+
+    ("venue", "venue", "venue", REQUIRED, None, "name of the venue, as in the file's name"),
+    ("venue", "websocket_url", "url", REQUIRED, ("ws", "wss"), "base address of the streams; the paths are added"),
+    ("venue", "rest_url", "url", REQUIRED, ("http", "https"), "base address for snapshots and instrument facts"),
+    ("venue", "symbols", "symbols", REQUIRED, None, "instruments, in the venue's own spelling"),
+    ("venue", "channels", "channels", list(CHANNELS), CHANNELS, "what to subscribe for each symbol"),
+    ("venue", "depth_interval_ms", "int", 100, (1, 60_000), "pace of the depth stream; one the venue offers"),
+    ("venue", "snapshot_limit", "int", BY_VENUE, (1, 10_000), "levels a side asked for in a REST snapshot"),
+    ("venue", "snapshot_weight_per_minute", "int", BY_VENUE, (1, 1_000_000),
+     "request weight spent on snapshots; four fifths of what the venue grants an address"),
+    ("venue", "connects_per_5_minutes", "int", 150, (1, 300), "connection attempts, first ones and repeated ones"),
+    ("venue", "streams_per_connection", "int", BY_VENUE, (1, 1024), "streams before another connection is opened"),
+    ("venue", "published_depth", "int", 20, (0, 5000), "levels a side that are published; 0 is all"),
+    ("venue", "compression", "bool", False, None, "offer permessage-deflate"),
+    ("venue", "ca_file", "text", "", (0, 1024), "certificates to trust instead of the host's; relative to this file"),
+    ("venue", "verify_tls", "bool", True, None, "check the venue's certificate; false only in a laboratory"),
+    ("venue", "proxy", "proxy", "env", ("http",), "HTTP CONNECT proxy; env: as https_proxy, no_proxy say; empty: none"),
+    ("venue", "stale_after_s", "number", 30, (0.1, 3600), "silence of the data after which a connection is renewed"),
+    ("venue", "first_data_deadline_s", "number", 30, (0.1, 3600), "time for a new subscription to show its first data"),
+    ("venue", "max_message_bytes", "int", 16 * MIB, (1024, 256 * MIB), "longest message accepted from the venue"),
+    ("venue", "recv_buffer_bytes", "int", 4 * MIB, (4096, 1024 * MIB), "TCP receive buffer asked of the kernel"),
+
+    ("hft", "cpu_affinity.enabled", "bool", False, None, "pin the publishing process to one processor"),
+    ("hft", "cpu_affinity.processor_core", "int", -1, (-1, 4095), "which processor; -1 disables pinning"),
+    ("hft", "processing.ring_buffer_size", "power", 65_536, (2, 1 << 24), "slots of the ring between processes"),
+    ("hft", "processing.max_symbols", "int", 2048, (1, 65_536), "most instruments over all venues"),
+    ("hft", "output.group", "address", "239.192.0.1", None, "IPv4 group, or one host, that packets go to"),
+    ("hft", "output.port", "int", 30_001, (1, 65_535), "UDP port"),
+    ("hft", "output.interface", "text", "127.0.0.1", (0, 64),
+     "interface to send from, by address or name; empty: the host's choice"),
+    ("hft", "output.ttl", "int", 1, (0, 255), "routers a packet may pass; 0 and 1 stay in the network"),
+    ("hft", "output.loopback", "bool", True, None, "let listeners on this host receive the group, too"),
+    ("hft", "output.channel", "int", 0, (0, 65_535), "channel number written into each packet"),
+    ("hft", "output.packet_bytes", "int", 1472, (256, 65_507), "largest datagram; 1472 fits Ethernet unfragmented"),
+    ("hft", "output.send_buffer_bytes", "int", 4 * MIB, (4096, 1024 * MIB), "UDP send buffer asked of the kernel"),
+    ("hft", "log.path", "text", "feeder.log", (0, 1024),
+     "log file, relative to where feeder is started; empty: no log"),
+    ("hft", "log.level", "choice", "info", LEVELS, "least severe line that is kept; FEEDER_LOG overrides it"),
+    ("hft", "log.max_bytes", "int", 16 * MIB, (4096, 1024 * MIB), "size at which the log file is rotated"),
+    ("hft", "log.keep", "int", 4, (1, 100), "rotated log files that are kept"),
+))
+
+
+def _is_int(value, bounds):
+    return type(value) is int and bounds[0] <= value <= bounds[1]       # `type`, because True is an int, too
+
+
+def _is_text(value, bounds=(1, 1024)):
+    return type(value) is str and bounds[0] <= len(value) <= bounds[1] and value.isprintable()  # no lone surrogate
+
+
+def _is_name(value, bounds=None):
+    return _is_text(value) and " " not in value and len(value.encode()) <= SYMBOL_BYTES
+
+
+def _is_url(value, schemes, login=False):
+    if not _is_text(value) or " " in value:
+        return False
+    try:
+        parts = urlsplit(value)
+        return (parts.scheme in schemes and bool(parts.hostname) and parts.port != 0
+                and not parts.query and not parts.fragment and (login or "@" not in parts.netloc))
+    except ValueError:                                                   # port that is no number, broken [v6]
+        return False
+
+
+def _is_address(value, bounds):
+    try:
+        address = ipaddress.IPv4Address(value if type(value) is str else "")
+    except ValueError:
+        return False
+    return not address.is_unspecified and value != "255.255.255.255"
+
+
+KINDS = {                      # kind: (test, words); words take the bounds by number, or all of them
+    "bool": (lambda value, bounds: type(value) is bool, "true or false"),
+    "int": (_is_int, "an integer from {0} to {1}"),
+    "power": (lambda value, bounds: _is_int(value, bounds) and value & (value - 1) == 0,
+              "a power of two from {0} to {1}"),
+    "number": (lambda value, bounds: type(value) in (int, float) and bounds[0] <= value <= bounds[1],
+               "a number from {0} to {1}"),
+    "text": (_is_text, "text of {0} to {1} printable characters"),
+    "name": (_is_name, f"text without spaces of 1 to {SYMBOL_BYTES} bytes"),
+    "choice": (lambda value, bounds: type(value) is str and value in bounds, "one of {all}"),
+    "url": (_is_url, "scheme://host[:port][/path] with a scheme of {all}"),
+    "proxy": (lambda value, bounds: value in ("", "env") or _is_url(value, bounds, login=True),
+              "http://[user:password@]host:port, env, or empty"),
+    "address": (_is_address, "an IPv4 address"),
+    "venue": (lambda value, bounds: type(value) is str and bool(KNOWN_VENUES.get(value)),
+              f"a supported venue ({', '.join(SUPPORTED_VENUES)})"),
+}
+LISTS = {"venues": "venue", "channels": "choice", "symbols": "name"}      # kind of a list: kind of its items
+
+
+def accepts(kind, value, bounds):
+    return KINDS[kind][0](value, bounds)
+
+
+def expected(kind, bounds):
+    """What a kind accepts, in words."""
+    if kind in LISTS:
+        return "a list without duplicates, each " + expected(LISTS[kind], bounds)
+    return KINDS[kind][1].format(*(bounds or ()), all=", ".join(map(str, bounds or ())))
+
+
+def defaults(file, venue=None):
+    """{key path: value} of the keys of a file that have a default, at this venue."""
+    values = {}
+    for key in SCHEMA:
+        if key.file == file and key.default is BY_VENUE:
+            if KNOWN_VENUES.get(venue):
+                values[key.path] = KNOWN_VENUES[venue].defaults[key.path]
+        elif key.file == file and key.default is not REQUIRED:
+            values[key.path] = list(key.default) if type(key.default) is list else key.default
+    return values
+
+
+def names_below(file, prefix=""):
+    """The keys of one section, without the section's own name."""
+    return tuple(key.path[len(prefix):] for key in SCHEMA if key.file == file and key.path.startswith(prefix))
