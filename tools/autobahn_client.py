@@ -6,7 +6,8 @@
 
 For each case: connect, echo every message until the server ends it, then ask the server how it judges us.
 The last step, updateReports, has the server write its report; with --report the way each connection was
-closed is judged from it too. Exit code: 0 when every case is OK, NON-STRICT or INFORMATIONAL, else 1; 2 when it could not be run.
+closed is judged from it too. Exit code: 0 when every case is OK, NON-STRICT or INFORMATIONAL, else 1; 2 when it
+could not be run.
 """
 
 import argparse
@@ -78,11 +79,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url", help="of the fuzzing server, like ws://127.0.0.1:9001")
     parser.add_argument("--agent", default="feeder", help="our name in the report (default: %(default)s)")
-    parser.add_argument("--cases", action="append", metavar="PATTERN", help="only these cases, like '6.*'; may be repeated")
+    parser.add_argument("--cases", action="append", metavar="PATTERN",
+                        help="only these cases, like '6.*'; may be repeated")
     parser.add_argument("--piece-bytes", type=int, default=65536, metavar="N",
-                        help="give the machine at most so many bytes at once (default: %(default)s); with 1 a fault never "
-                             "overtakes the echo of the message before it, and no case of 1 to 7 is NON-STRICT")
-    parser.add_argument("--report", metavar="FILE", help="index.json the server writes; read at the end for close behavior")
+                        help="give the machine at most so many bytes at once (default: %(default)s); with 1 a fault "
+                             "never overtakes the echo of the message before it: no case of 1 to 7 is NON-STRICT")
+    parser.add_argument("--report", metavar="FILE",
+                        help="index.json the server writes; read at the end for close behavior")
     args = parser.parse_args()
     url = urlsplit(args.url)
     address = url.hostname, url.port or 80

@@ -8,5 +8,5 @@ from .connection import BINARY, CLIENT, CLOSE, PING, PONG, SERVER, TEXT, Connect
 from .deflate import DeflateOptions
 from .handshake import ClientHandshake, HttpRequest, ServerHandshake, http_response
 
-__all__ = ["BINARY", "CLIENT", "CLOSE", "ClientHandshake", "Connection", "DeflateOptions", "HttpRequest", "PING", "PONG",
-           "SERVER", "ServerHandshake", "TEXT", "http_response"]
+__all__ = ["BINARY", "CLIENT", "CLOSE", "ClientHandshake", "Connection", "DeflateOptions", "HttpRequest", "PING",
+           "PONG", "SERVER", "ServerHandshake", "TEXT", "http_response"]

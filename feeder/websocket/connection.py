@@ -34,16 +34,16 @@ NO_CODE = 1005                      # §7.1.5: what a close without a code is re
 
 _OPEN, _CLOSING, _CLOSED = "open", "closing", "closed"
 _U16, _U64 = Struct("!H"), Struct("!Q")
-_TEXT_HEAD = Struct("!HH")
+_two_words = Struct("!HH").unpack_from
 _HEAD16, _HEAD64 = Struct("!BBH"), Struct("!BBQ")
 
 
 class Connection:
     """One end of one connection; `role` is ours."""
 
-    __slots__ = ("role", "max_message_bytes", "fault", "frames_in", "messages_in", "bytes_in", "_state", "_mask_source",
-                 "_inflater", "_deflater", "_outgoing", "_rest", "_opcode", "_inflating", "_message", "_text_rest",
-                 "_wire_bytes", "_final", "_left", "_key")
+    __slots__ = ("role", "max_message_bytes", "fault", "frames_in", "messages_in", "bytes_in", "_likely", "_state",
+                 "_mask_source", "_inflater", "_deflater", "_outgoing", "_rest", "_opcode", "_inflating", "_message",
+                 "_text_rest", "_wire_bytes", "_final", "_left", "_key")
 
     def __init__(self, role, max_message_bytes=16 << 20, deflate=None, mask_source=os.urandom):
         """`deflate`: the agreed DeflateOptions, or None. `mask_source(n)`: n unpredictable bytes (§5.3)."""
@@ -53,6 +53,7 @@ class Connection:
         self.max_message_bytes = max_message_bytes
         self.fault = None
         self.frames_in = self.messages_in = self.bytes_in = 0
+        self._likely = role == CLIENT
         self._state = _OPEN
         self._mask_source = mask_source
         self._inflater = self._deflater = None
@@ -96,15 +97,13 @@ class Connection:
             return events                               # §1.4: data after a close is discarded
         buffer = self._rest + data if self._rest else bytes(data)
         at, end = 0, len(buffer)
-        likely = self.role == CLIENT
-        append, head_at, last_head, limit = events.append, _TEXT_HEAD.unpack_from, end - 4, self.max_message_bytes
         try:
             while at < end:
-                if likely and not self._opcode:
+                if self._likely and not self._opcode:
                     # Whole unmasked, unfragmented, uncompressed ASCII texts below 64 KiB. All else breaks out.
-                    before = len(events)
+                    append, last_head, limit, before = events.append, end - 4, self.max_message_bytes, len(events)
                     while at <= last_head:
-                        head, length = head_at(buffer, at)
+                        head, length = _two_words(buffer, at)
                         if head == 0x817E:
                             start = at + 4
                             if length < 126:
@@ -122,9 +121,9 @@ class Connection:
                             break
                         append((1, payload))
                         at = stop
-                    count = len(events) - before
-                    self.frames_in += count
-                    self.messages_in += count
+                    taken = len(events) - before
+                    self.frames_in += taken
+                    self.messages_in += taken
                     if at == end:
                         break
                 after = self._take_frame(buffer, at, end, events)
@@ -136,7 +135,7 @@ class Connection:
         except ProtocolError as fault:
             at = end
             self._fail(fault)
-        self._rest = buffer[at:]
+        self._rest = buffer[at:] if at < end else b""
         return events
 
     def _take_frame(self, buffer, at, end, events):
@@ -149,7 +148,6 @@ class Connection:
         opcode, start, length, key = head
         stop = start + length
         if opcode < CLOSE:
-            self.frames_in += 1
             self._final = buffer[at] & 0x80
             if opcode:                                  # a continuation goes on with the message's own
                 self._opcode = opcode
@@ -160,7 +158,6 @@ class Connection:
             return self._take_payload(buffer, start, end, events)
         if stop > end:
             return None
-        self.frames_in += 1
         payload = buffer[start:stop]
         if key:
             payload = _xor(payload, key)
@@ -172,6 +169,7 @@ class Connection:
                 if len(self._outgoing) > MAX_WAITING_PONG_BYTES:
                     self._outgoing.clear()
                 self._outgoing += self._frame(PONG, payload)
+        self.frames_in += 1
         return stop
 
     def _read_head(self, buffer, at, end):
@@ -236,6 +234,8 @@ class Connection:
             piece = self._inflater.feed(piece, self.max_message_bytes - len(self._message), done)
         if self._opcode == TEXT and (self._text_rest or not piece.isascii()):
             self._check_text(piece, done)
+        if not self._left:
+            self.frames_in += 1
         if not done:
             self._message += piece
             return stop
@@ -252,10 +252,13 @@ class Connection:
         piece = self._text_rest + piece
         try:
             taken = utf_8_decode(piece, "strict", done)[1]
+            rest = piece[taken:]
+            if rest[:1] == b"\xed" and rest[1:] >= b"\xa0":
+                utf_8_decode(rest, "strict", True)      # a surrogate: the codec would wait for its third byte
         except UnicodeDecodeError as error:
-            raise self._error("text is not UTF-8, byte %d of the message: %s"
-                              % (len(self._message) - len(self._text_rest) + error.start, error.reason), 1007) from None
-        self._text_rest = piece[taken:]
+            at = len(self._message) - len(self._text_rest) + len(piece) - len(error.object) + error.start
+            raise self._error("text is not UTF-8, byte %d of the message: %s" % (at, error.reason), 1007) from None
+        self._text_rest = rest
 
     def _take_close(self, payload, events):
         code, reason = NO_CODE, ""

@@ -150,8 +150,9 @@ class ServerHandshake:
                                 % (found.get("upgrade"), found.get("connection")))
         if "host" not in found:
             raise ProtocolError("upgrade: there is no Host")
-        if found.get("sec-websocket-version") != "13":
-            raise ProtocolError("upgrade: Sec-WebSocket-Version is %r, expected 13" % found.get("sec-websocket-version"))
+        version = found.get("sec-websocket-version")
+        if version != "13":
+            raise ProtocolError("upgrade: Sec-WebSocket-Version is %r, expected 13" % version)
         try:
             accept = _accept_of(found.get("sec-websocket-key", ""))
         except ValueError as error:
