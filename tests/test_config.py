@@ -371,9 +371,9 @@ def test_random_damage_raises_only_config_errors(folder):
         raw = bytearray((folder / name).read_bytes())
         original = bytes(raw)
         for _ in range(rng.randint(1, 4)):
-            at = rng.randrange(len(raw))
+            at = rng.randrange(len(raw) + 1)
             if rng.random() < 0.5:
-                raw[at] = rng.choice(b'{}[]",:0189-eE. \\\xffx')
+                raw[at:at + 1] = bytes([rng.choice(b'{}[]",:0189-eE. \\\xffx')])
             else:
                 del raw[at:at + rng.randint(1, 40)]
         (folder / name).write_bytes(raw)
