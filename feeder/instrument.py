@@ -10,7 +10,7 @@ Two scales, both powers of ten, per instrument and apart for price and quantity:
 
 WIRE_EXPONENT = -8           # DESIGN §3: the likely case; another one only where a value does not fit
 SYMBOL_BYTES = 32            # field widths of the instrument definition, packet.py
-VENUE_BYTES = 16
+VENUE_BYTES = 24
 
 
 class Instrument:

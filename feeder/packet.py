@@ -5,7 +5,7 @@ Hot:  Encoder.trade, bbo, increment; measured by `feeder bench packet` and `pipe
 
     packet   magic  version flags channel | session | sequence | send_ns | count bytes reserved |  40 bytes
     message  type bytes instrument | venue_sequence | event_ns | recv_ns | flags state bids epoch  40 bytes
-    body     definition 104 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 56
+    body     definition 112 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 64
 
 Little-endian, every message a multiple of 8 bytes, so that a C program can cast it. `sequence` numbers
 messages, not packets (MoldUDP64's idea): a packet without messages is a heartbeat and states the next one.
@@ -36,7 +36,7 @@ TRADE_ITEM = Struct("<QqqB7x")
 BBO_BODY = Struct("<qqqq")
 TRADE_MESSAGE = Struct("<HHIQqqBBHIQqqB7x")       # header and body in one store
 BBO_MESSAGE = Struct("<HHIQqqBBHIqqqq")
-assert PACKET.size == MESSAGE.size == 40 and DEFINITION_BODY.size == 104 and STATUS_BODY.size == 56
+assert PACKET.size == MESSAGE.size == 40 and DEFINITION_BODY.size == 112 and STATUS_BODY.size == 64
 assert ORDER_BOOK_ITEM.size == 16 and TRADE_ITEM.size == BBO_BODY.size == 32
 assert TRADE_MESSAGE.size == BBO_MESSAGE.size == 72
 

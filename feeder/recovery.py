@@ -1,0 +1,157 @@
+"""Per instrument: turns a venue's increments and snapshots into a gapless stream, or says STALE.
+
+In:   depth, snapshot, define, trade, bbo, stale from a decoder.   Out: the same on `sink`, but increments only gapless.
+Hot:  depth while live; part of `feeder bench pipeline`.
+
+          first increment                    snapshot joins the buffer
+    START ---------------> SYNCING (buffer) -------------------------> LIVE
+                              ^    |  ^ snapshot too old: ask again      |
+                              |    +--+                                  |
+                              +------------------------------------------+
+                                 gap, crossed book, disconnect, bad numbers: STALE
+
+A snapshot is asked for (`want_snapshot`) when the first increment is in the buffer, so that it is surely not
+older than the stream. How increments link is the venue's rule (`follows`); snapshots that come unasked while
+LIVE change nothing. One instrument's trouble never touches another's.
+
+Bounds: MAX_BUFFERED increments an instrument; beyond that the oldest go, which a later gap check will find.
+Not here: when to fetch (ingest.py spaces requests within the venue's budget), and time.
+"""
+
+from collections import Counter, deque
+
+from feeder.message import LIVE, SYNCING
+from feeder.venue.contract import GAP, NEXT
+
+MAX_BUFFERED = 2_000
+
+
+class Link:
+    """One instrument's place in its venue's sequence."""
+
+    __slots__ = ("state", "sequence", "bridged", "buffer", "waiting", "events", "old", "gaps", "resyncs", "reasons",
+                 "overflows", "late_snapshots", "attempts")
+
+    def __init__(self):
+        self.state = SYNCING
+        self.sequence = 0            # the venue's id of what the book holds
+        self.bridged = False         # an increment was applied since the snapshot
+        self.buffer = deque(maxlen=MAX_BUFFERED)
+        self.waiting = False         # a snapshot is on order
+        self.attempts = 0            # snapshots asked for in this sync
+        self.events = 0              # book events passed on: snapshots and increments
+        self.old = 0                 # increments the book already held
+        self.gaps = 0                # breaks in the venue's sequence
+        self.resyncs = 0             # times a live book was given up
+        self.overflows = 0           # increments lost from the buffer
+        self.late_snapshots = 0      # unasked or unusable ones
+        self.reasons = Counter()     # of resyncs
+
+
+class Recovery:
+    """All instruments of one venue. `want_snapshot(instrument, attempt)` orders one; attempt counts from 0."""
+
+    def __init__(self, follows, sink, want_snapshot):
+        self.follows = follows
+        self.sink = sink
+        self.want_snapshot = want_snapshot
+        self.links = {}
+        self.trade = sink.trade      # trades and quotes need no recovery: straight through
+        self.bbo = sink.bbo
+
+    def link(self, instrument):
+        link = self.links.get(instrument.instrument_id)
+        if link is None:
+            link = self.links[instrument.instrument_id] = Link()
+        return link
+
+    def define(self, instrument, price_scale, quantity_scale):
+        buffer = self.link(instrument).buffer
+        for number, (*ids, bids, asks) in enumerate(buffer):
+            buffer[number] = (*ids, scaled(bids, price_scale, quantity_scale), scaled(asks, price_scale, quantity_scale))
+        self.sink.define(instrument, price_scale, quantity_scale)
+
+    def depth(self, instrument, first, last, previous, event_ns, recv_ns, bids, asks):
+        link = self.links[instrument.instrument_id]
+        if link.state == LIVE:
+            verdict = self.follows(link.sequence, link.bridged, first, last, previous)
+            if verdict is NEXT:
+                link.sequence = last
+                link.bridged = True
+                link.events += 1
+                self.sink.increment(instrument, last, event_ns, recv_ns, bids, asks)
+                return
+            if verdict is not GAP:
+                link.old += 1
+                return
+            link.gaps += 1
+            self.resync(instrument, "gap", recv_ns)
+        if len(link.buffer) == MAX_BUFFERED:
+            link.overflows += 1
+        link.buffer.append((first, last, previous, event_ns, recv_ns, bids, asks))
+        if not link.waiting:
+            self.order(instrument, link)
+
+    def order(self, instrument, link):
+        link.waiting = True
+        attempt, link.attempts = link.attempts, link.attempts + 1
+        self.want_snapshot(instrument, attempt)
+
+    def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
+        """Take a snapshot and join the buffer to it; where it is too old, order another."""
+        link = self.link(instrument)
+        link.waiting = False
+        if link.state == LIVE:
+            link.late_snapshots += 1
+            return
+        buffer = link.buffer
+        while buffer:                # what the snapshot already holds
+            first, last, previous = buffer[0][:3]
+            verdict = self.follows(sequence, False, first, last, previous)
+            if verdict is NEXT:
+                break
+            if verdict is GAP:
+                link.late_snapshots += 1
+                self.order(instrument, link)
+                return
+            link.old += 1
+            buffer.popleft()
+        link.state = LIVE
+        link.sequence = sequence
+        link.bridged = False
+        link.attempts = 0
+        link.events += 1
+        self.sink.snapshot(instrument, sequence, event_ns, recv_ns, bids, asks)
+        waiting = list(buffer)
+        buffer.clear()
+        for increment in waiting:    # a gap among them starts over with those behind it
+            self.depth(instrument, *increment)
+
+    def stale(self, instrument, reason, recv_ns):
+        """The decoder could not read something of this instrument: what the book misses is unknown."""
+        self.resync(instrument, reason, recv_ns)
+
+    def resync(self, instrument, reason, recv_ns):
+        """Give the book up and start over; the next increment orders a snapshot."""
+        link = self.link(instrument)
+        if link.state == LIVE:
+            link.state = SYNCING
+            link.resyncs += 1
+            link.reasons[reason] += 1
+            self.sink.stale(instrument, reason, recv_ns)
+        link.buffer.clear()
+
+    def snapshot_failed(self, instrument):
+        """The ordered snapshot will not come; the next increment orders again."""
+        self.link(instrument).waiting = False
+
+    def disconnect(self, instruments, recv_ns, reason="disconnect"):
+        for instrument in instruments:
+            self.resync(instrument, reason, recv_ns)
+
+
+def scaled(levels, price_scale, quantity_scale):
+    levels = list(levels)
+    levels[::2] = [price * price_scale for price in levels[::2]]
+    levels[1::2] = [quantity * quantity_scale for quantity in levels[1::2]]
+    return levels

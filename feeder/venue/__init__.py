@@ -1,0 +1,25 @@
+"""The registry of venues: a line each. Nothing outside this folder names one."""
+
+from urllib.parse import urlsplit
+
+from feeder.errors import CaptureError
+from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
+
+VENUES = {venue.name: venue for venue in (BinanceSpot, BinanceUsdm, BinanceCoinm)}
+
+# Dialects we can name but not read yet, by a part of their host.
+UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws.coinbase": "coinbase",
+               "coinbase": "coinbase_exchange", "upbit": "upbit", "bithumb": "bithumb", "deribit": "deribit",
+               "futures.kraken": "kraken_futures", "kraken": "kraken", "bitfinex": "bitfinex", "bitstamp": "bitstamp",
+               "gateio": "gate", "gate.io": "gate", "huobi": "htx", "hbdm": "htx", "htx": "htx", "kucoin": "kucoin"}
+
+
+def recognise(url):
+    """Return the venue class whose connection `url` is. Raises CaptureError, naming what it is if that is known."""
+    for venue in VENUES.values():
+        if venue.recognises(url):
+            return venue
+    host = urlsplit(url).hostname or ""
+    known = next((name for part, name in UNSUPPORTED.items() if part in host), None)
+    what = f"{known} ({url[:100]})" if known else f"the connection {url[:100]!r}"
+    raise CaptureError(f"{what} is not a supported dialect; supported are {', '.join(VENUES)}")

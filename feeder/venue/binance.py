@@ -1,0 +1,422 @@
+"""Binance spot, USD-M and COIN-M futures.
+
+Source: exchanges' fact sheets of 2026-09 (developers.binance.com), section numbers in the comments; recordings
+of 2021 to 2024. The three differ in endpoints, weights and in the rule that links depth updates.
+
+| message                                | role        | action                                         |
+| depthUpdate on @depth, @depth@…ms      | increment   | sink.depth, linked by U/u (spot) or pu (futures) |
+| trade, aggTrade                        | trade       | sink.trade; `m` true: the taker sold; X other than MARKET: none |
+| bookTicker (spot has no "e")           | BBO         | sink.bbo                                       |
+| {"result":null,"id":n}                 | ack         | Notice                                         |
+| {"code":..,"msg":..}, {"error":{..}}   | error       | Notice                                         |
+| serverShutdown                         | notice      | Notice: reconnect at once                      |
+| @depth5/10/20, kline, 24hrTicker, ...  | not ours    | counted by name                                |
+| anything else                          | fault       | VenueError                                     |
+"""
+
+import json
+import re
+from urllib.parse import parse_qs, quote, urlsplit
+
+from feeder.errors import VenueError
+from feeder.message import BUY, SELL
+from feeder.venue import shape
+from feeder.venue.contract import ACK, ERROR, GAP, NEXT, OLD, SHUTDOWN, Line, Notice, Request, Venue
+
+INT64 = 1 << 63
+MICROSECONDS_FROM = 10**14      # a time above this is in µs (timeUnit=MICROSECOND), below in ms
+MAX_LEARNED_PER_STREAM = 8      # a stream whose shape keeps changing is not worth learning
+MAX_STREAMS, MAX_PATTERNS = 16_384, 512     # a hostile venue may not make us learn for ever
+STREAMS_PER_MESSAGE = 100       # §2: some 100 per SUBSCRIBE are customary
+STREAM_AT = len('{"stream":"')
+
+is_diff_stream = re.compile(r".+@depth(?:@[0-9]+ms)?").fullmatch
+
+
+def nanoseconds(time):
+    return time * 1_000 if time > MICROSECONDS_FROM else time * 1_000_000
+
+
+class Binance(Venue):
+    """What spot and futures share."""
+
+    hosts = ()
+    rest_hosts = ()
+    paths = {"depth": "/stream", "bbo": "/stream", "trade": "/stream"}
+    trade_stream = "trade"
+    depth_path = instruments_path = None
+    weights = ()
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.routes = {}              # stream name (bytes) -> reader(payload, recv_ns) -> handled?
+        self.learned = {}             # stream name -> how often
+        self.patterns = {}            # pattern -> compiled; streams of one kind mostly share theirs
+
+    # -- endpoints -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, url):
+        parts = urlsplit(url)
+        if parts.scheme in ("ws", "wss"):
+            return parts.hostname in cls.hosts
+        return parts.hostname in cls.rest_hosts and parts.path.startswith(cls.rest_prefixes)
+
+    def lines(self, symbols, channels, depth_interval_ms, streams_per_connection):
+        names = {"depth": f"depth@{depth_interval_ms}ms", "trade": self.trade_stream, "bbo": "bookTicker"}
+        by_path = {}
+        for channel in channels:
+            by_path.setdefault(self.paths[channel], []).extend(
+                f"{symbol.lower()}@{names[channel]}" for symbol in symbols)
+        return [Line(path, streams[at:at + streams_per_connection])
+                for path, streams in by_path.items() for at in range(0, len(streams), streams_per_connection)]
+
+    def subscribe(self, streams, request_id):
+        return [json.dumps({"method": "SUBSCRIBE", "params": streams[at:at + STREAMS_PER_MESSAGE], "id": number},
+                           ensure_ascii=False)
+                for number, at in enumerate(range(0, len(streams), STREAMS_PER_MESSAGE), request_id)]
+
+    def symbol_of(self, stream):
+        return stream.partition("@")[0].upper()
+
+    def instruments_request(self, symbols):
+        return Request(self.instruments_path, self.instruments_weight)
+
+    def decode_instruments(self, body):
+        answer = self.parse(body)
+        try:
+            found = {}
+            for entry in answer["symbols"]:
+                filters = {each["filterType"]: each for each in entry["filters"]}
+                found[entry["symbol"]] = (filters["PRICE_FILTER"]["tickSize"], filters["LOT_SIZE"]["stepSize"])
+            return found
+        except (KeyError, TypeError) as error:
+            raise self.fault(f"instrument list without {error}", body) from None
+
+    def snapshot_request(self, instrument, levels):
+        limit, weight = next((pair for pair in self.weights if pair[0] >= levels), self.weights[-1])
+        return Request(f"{self.depth_path}?symbol={quote(instrument.symbol)}&limit={limit}", weight)
+
+    def snapshot_symbol(self, url):
+        parts = urlsplit(url)
+        if not parts.path.endswith("/depth"):
+            return None
+        return parse_qs(parts.query).get("symbol", [None])[0]
+
+    # -- decoding: the likely path ---------------------------------------------------------------------------
+
+    def decode(self, payload, recv_ns):
+        reader = self.routes.get(payload[STREAM_AT:payload.find(b'"', STREAM_AT)])
+        if reader is not None and reader(payload, recv_ns):
+            self.likely += 1
+            return None
+        self.unlikely += 1
+        return self.decode_json(payload, recv_ns)
+
+    def compiled(self, pattern):
+        match = self.patterns.get(pattern)
+        if match is None:
+            match = self.patterns[pattern] = re.compile(pattern).match
+        return match
+
+    def learn(self, payload, stream, instrument, kind, data):
+        """Learn the shape of a message that json has read and the sink has taken."""
+        key = stream.encode()
+        times = self.learned.get(key, 0)
+        if (times >= MAX_LEARNED_PER_STREAM or not stream.startswith(instrument.symbol.lower() + "@")
+                or payload[STREAM_AT:STREAM_AT + len(key) + 1] != key + b'"'
+                or len(self.learned) >= MAX_STREAMS or len(self.patterns) >= MAX_PATTERNS):
+            return
+        price = shape.number(instrument.price_decimals, 18 + instrument.price_exponent)
+        quantity = shape.number(instrument.quantity_decimals, 18 + instrument.quantity_exponent)
+        slots = {b"stream": shape.ANY_NAME, b"s": shape.NAME, b"E": shape.COUNT}
+        cut = None
+        if kind == "depth":
+            sample = next((level for side in (data["b"], data["a"]) for level in side), None)
+            if sample is None:
+                return
+            price_text, quantity_text = sample[0].encode(), sample[1].encode()
+            level = shape.level(price_text, quantity_text, instrument.price_decimals, instrument.quantity_decimals,
+                                (18 + instrument.price_exponent, 18 + instrument.quantity_exponent))
+            if level is None:
+                return
+            slots.update({b"U": shape.COUNT, b"u": shape.COUNT, b"pu": shape.COUNT,
+                          b"b": shape.Levels(level), b"a": shape.Levels(level)})
+            cut = shape.level_cutter(price_text, instrument.price_decimals)
+        elif kind == "bbo":
+            slots.update({b"u": shape.COUNT, b"b": price, b"B": quantity, b"a": price, b"A": quantity})
+        else:
+            slots.update({b"T": shape.COUNT, b"p": price, b"q": quantity, b"m": shape.BOOLEAN,
+                          b"t" if kind == "trade" else b"a": shape.COUNT})
+        learned = shape.learn(payload, slots)
+        if learned is None or any(learned[1].count(name) > 1 for name in learned[1]):
+            return
+        pattern, names = learned
+        groups = {name.decode(): number for number, name in enumerate(names, 1)}
+        maker = {"depth": self.depth_reader, "bbo": self.bbo_reader}.get(kind, self.trade_reader)
+        try:
+            reader = maker(instrument, self.compiled(pattern), groups, cut)
+        except KeyError:              # a field came without its key: not a shape worth knowing
+            return
+        self.learned[key] = times + 1
+        self.routes[key] = reader
+
+    def forget(self, instrument):
+        prefix = instrument.symbol.lower().encode() + b"@"
+        for key in [key for key in self.routes if key.startswith(prefix)]:
+            del self.routes[key]
+
+    def depth_reader(self, instrument, match, groups, cut):
+        symbol = instrument.symbol.encode()
+        sink_depth = self.sink.depth
+        wanted = [groups[name] for name in ("s", "E", "U", "u", "b", "a")]
+        previous_group = groups.get("pu")
+
+        def read(payload, recv_ns):
+            found = match(payload)
+            if found is None:
+                return False
+            name, event, first, last, bids, asks = found.group(*wanted)
+            if name != symbol:
+                return False
+            sink_depth(instrument, int(first), int(last), int(found[previous_group]) if previous_group else None,
+                       nanoseconds(int(event)), recv_ns, cut(bids), cut(asks))
+            return True
+
+        return read
+
+    def trade_reader(self, instrument, match, groups, cut):
+        symbol = instrument.symbol.encode()
+        sink_trade = self.sink.trade
+        s, T, i, p, q, m = [groups[name] for name in ("s", "T", "t" if "t" in groups else "a", "p", "q", "m")]
+
+        def read(payload, recv_ns):
+            found = match(payload)
+            if found is None:
+                return False
+            name, time, trade_id, price, quantity, maker = found.group(s, T, i, p, q, m)
+            if name != symbol:
+                return False
+            trade_id = int(trade_id)
+            time = int(time)
+            sink_trade(instrument, trade_id, time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000, recv_ns,
+                       trade_id, int(price.replace(b".", b"")), int(quantity.replace(b".", b"")),
+                       SELL if maker == b"true" else BUY)
+            return True
+
+        return read
+
+    def bbo_reader(self, instrument, match, groups, cut):
+        symbol = instrument.symbol.encode()
+        sink_bbo = self.sink.bbo
+        s, u, b, B, a, A = [groups[name] for name in ("s", "u", "b", "B", "a", "A")]
+        event_group = groups.get("E")
+
+        def read(payload, recv_ns):
+            found = match(payload)
+            if found is None:
+                return False
+            name, sequence, bid, bid_quantity, ask, ask_quantity = found.group(s, u, b, B, a, A)
+            if name != symbol:
+                return False
+            sink_bbo(instrument, int(sequence), nanoseconds(int(found[event_group])) if event_group else 0, recv_ns,
+                     int(bid.replace(b".", b"")), int(bid_quantity.replace(b".", b"")),
+                     int(ask.replace(b".", b"")), int(ask_quantity.replace(b".", b"")))
+            return True
+
+        return read
+
+    # -- decoding: the unlikely path -------------------------------------------------------------------------
+
+    def parse(self, payload):
+        try:
+            return json.loads(payload.decode("utf-8"))
+        except (ValueError, RecursionError) as error:       # JSON and Unicode errors are ValueErrors
+            raise self.fault(f"not JSON ({error})", payload) from None
+
+    def decode_json(self, payload, recv_ns):
+        message = self.parse(payload)
+        if not isinstance(message, dict):
+            if isinstance(message, list):
+                return self.count("array")                  # !ticker@arr and its like
+            raise self.fault("neither object nor array", payload)
+        stream, data = message.get("stream"), message.get("data", message)
+        if "stream" in message and not isinstance(stream, str):
+            raise self.fault("stream name is no text", payload)
+        if not isinstance(data, dict):
+            if isinstance(data, list):
+                return self.count("array")
+            raise self.fault("no data", payload)
+        event = data.get("e")
+        if event == "depthUpdate":
+            if stream is not None and not is_diff_stream(stream):
+                return self.count("partial depth")
+            self.read_depth(data, stream, payload, recv_ns)
+        elif event in ("trade", "aggTrade"):
+            self.read_trade(event, data, stream, payload, recv_ns)
+        elif event == "bookTicker" or (event is None and "u" in data and "B" in data):
+            self.read_bbo(data, stream, payload, recv_ns)
+        elif event is None:
+            return self.read_control(data, payload)
+        elif event == "serverShutdown":
+            self.count(event)
+            return Notice(SHUTDOWN, None, "the venue announces that it will close the connection")
+        elif isinstance(event, str):
+            self.count(event)
+        else:
+            raise self.fault("event name is no text", payload)
+        return None
+
+    def read_control(self, data, payload):
+        if "lastUpdateId" in data:
+            return self.count("partial depth")
+        error = data.get("error", data)
+        if isinstance(error, dict) and "code" in error and "msg" in error:
+            self.count("error")
+            return Notice(ERROR, data.get("id"), f"{error['code']}: {error['msg']}"[:200])
+        if "result" in data:
+            self.count("ack")
+            return Notice(ACK, data.get("id"), "")
+        raise self.fault("unknown message", payload)
+
+    def need(self, data, key, kind, payload):
+        value = data.get(key)
+        if type(value) is not kind or (kind is int and not 0 <= value < INT64):
+            raise self.fault(f"{key!r} is {value!r:.40}, expected {'text' if kind is str else 'a count'}"
+                             if kind is not bool else f"{key!r} is {value!r:.40}, expected true or false", payload)
+        return value
+
+    def read_levels(self, instrument, data, names, payload):
+        """Return (bids, asks) as flat ints."""
+        sides = []
+        for name in names:
+            levels = data.get(name)
+            if not isinstance(levels, list):
+                raise self.fault(f"{name!r} is no list of levels", payload)
+            for level in levels:
+                # Old spot messages carry a third, empty element in each level.
+                if not (isinstance(level, list) and len(level) >= 2
+                        and type(level[0]) is str and type(level[1]) is str):
+                    raise self.fault(f"level {level!r:.60} of {name!r} is not [price, quantity]", payload)
+            sides.append(levels)
+        both = sides[0] + sides[1]
+        flat = [None] * (2 * len(both))
+        flat[::2] = self.prices(instrument, [level[0] for level in both])
+        flat[1::2] = self.quantities(instrument, [level[1] for level in both])
+        return flat[:2 * len(sides[0])], flat[2 * len(sides[0]):]
+
+    def read_depth(self, data, stream, payload, recv_ns):
+        first, last, event = (self.need(data, key, int, payload) for key in ("U", "u", "E"))
+        previous = self.need(data, "pu", int, payload) if "pu" in data else None
+        symbol = self.need(data, "s", str, payload)
+        instrument = self.instrument(symbol)
+        if instrument is None:
+            return
+        bids, asks = self.read_levels(instrument, data, ("b", "a"), payload)
+        self.count("depth")
+        self.sink.depth(instrument, first, last, previous, nanoseconds(event), recv_ns, bids, asks)
+        if stream is not None:
+            self.learn(payload, stream, instrument, "depth", data)
+
+    def read_trade(self, event, data, stream, payload, recv_ns):
+        time = self.need(data, "T", int, payload)
+        trade_id = self.need(data, "t" if event == "trade" else "a", int, payload)
+        maker = self.need(data, "m", bool, payload)
+        price_text, quantity_text = self.need(data, "p", str, payload), self.need(data, "q", str, payload)
+        symbol = self.need(data, "s", str, payload)
+        if data.get("X", "MARKET") != "MARKET":             # §6: insurance fund, ADL, NA: not of the market
+            self.not_market += 1
+            return
+        instrument = self.instrument(symbol)
+        if instrument is None:
+            return
+        price, = self.prices(instrument, [price_text])
+        quantity, = self.quantities(instrument, [quantity_text])
+        self.count("trade")
+        self.sink.trade(instrument, trade_id, nanoseconds(time), recv_ns, trade_id, price, quantity,
+                        SELL if maker else BUY)
+        if stream is not None:
+            self.learn(payload, stream, instrument, event, data)
+
+    def read_bbo(self, data, stream, payload, recv_ns):
+        sequence = self.need(data, "u", int, payload)
+        event = self.need(data, "E", int, payload) if "E" in data else 0
+        texts = [self.need(data, key, str, payload) for key in ("b", "a", "B", "A")]
+        symbol = self.need(data, "s", str, payload)
+        instrument = self.instrument(symbol)
+        if instrument is None:
+            return
+        bid, ask = self.prices(instrument, texts[:2])
+        bid_quantity, ask_quantity = self.quantities(instrument, texts[2:])
+        self.count("bbo")
+        self.sink.bbo(instrument, sequence, nanoseconds(event), recv_ns, bid, bid_quantity, ask, ask_quantity)
+        if stream is not None:
+            self.learn(payload, stream, instrument, "bbo", data)
+
+    def decode_snapshot(self, instrument, body, recv_ns):
+        data = self.parse(body)
+        if not isinstance(data, dict):
+            raise self.fault("snapshot is no object", body)
+        if "code" in data and "msg" in data:
+            raise VenueError(f"{self.name} {instrument.symbol}: snapshot refused: {data['code']}: {data['msg']!s:.100}")
+        sequence = self.need(data, "lastUpdateId", int, body)
+        event = self.need(data, "E", int, body) if "E" in data else 0
+        bids, asks = self.read_levels(instrument, data, ("bids", "asks"), body)
+        self.sink.snapshot(instrument, sequence, nanoseconds(event), recv_ns, bids, asks)
+
+
+class BinanceSpot(Binance):
+    name = "binance_spot"
+    hosts = ("stream.binance.com", "data-stream.binance.vision", "stream.testnet.binance.vision",
+             "demo-stream.binance.com", "stream.binance.us")
+    rest_hosts = ("api.binance.com", "api1.binance.com", "api2.binance.com", "api3.binance.com", "api4.binance.com",
+                  "api-gcp.binance.com", "www.binance.com", "data-api.binance.vision", "testnet.binance.vision",
+                  "demo-api.binance.com", "api.binance.us")
+    rest_prefixes = ("/api/",)
+    depth_path = "/api/v3/depth"
+    instruments_path, instruments_weight = "/api/v3/exchangeInfo", 20
+    weights = ((100, 5), (500, 25), (1000, 50), (5000, 250))        # §1: (levels, weight)
+
+    @staticmethod
+    def follows(sequence, bridged, first, last, previous):
+        """§5: U <= id + 1 <= u joins, u <= id is old, and in steady state U == previous u + 1."""
+        if first == sequence + 1:
+            return NEXT
+        if last <= sequence:
+            return OLD
+        return NEXT if first <= sequence and not bridged else GAP
+
+
+class BinanceFutures(Binance):
+
+    @staticmethod
+    def follows(sequence, bridged, first, last, previous):
+        """§5: pu == previous u links; the first event after a snapshot must have U <= id <= u. Ranges have holes."""
+        if previous == sequence:
+            return NEXT
+        if last < sequence or (bridged and last == sequence):
+            return OLD
+        return NEXT if first <= sequence and not bridged else GAP
+
+
+class BinanceUsdm(BinanceFutures):
+    name = "binance_usdm"
+    hosts = ("fstream.binance.com", "demo-fstream.binance.com", "fstream.binancefuture.com")
+    rest_hosts = ("fapi.binance.com", "demo-fapi.binance.com", "testnet.binancefuture.com")
+    rest_prefixes = ("/fapi/",)
+    paths = {"depth": "/public/stream", "bbo": "/public/stream", "trade": "/market/stream"}     # §1, since 2026-04-23
+    trade_stream = "aggTrade"
+    depth_path = "/fapi/v1/depth"
+    instruments_path, instruments_weight = "/fapi/v1/exchangeInfo", 1
+    weights = ((5, 2), (10, 2), (20, 2), (50, 2), (100, 5), (500, 10), (1000, 20))
+
+
+class BinanceCoinm(BinanceFutures):
+    name = "binance_coinm"
+    hosts = ("dstream.binance.com", "dstream.binancefuture.com")
+    rest_hosts = ("dapi.binance.com", "testnet.binancefuture.com")
+    rest_prefixes = ("/dapi/",)
+    trade_stream = "aggTrade"
+    depth_path = "/dapi/v1/depth"
+    instruments_path, instruments_weight = "/dapi/v1/exchangeInfo", 1
+    weights = ((5, 2), (10, 2), (20, 2), (50, 2), (100, 5), (500, 10), (1000, 20))

@@ -1,0 +1,201 @@
+"""What a venue is to the rest of the feeder. A venue is one module that fulfils this, and one line in __init__.
+
+In:   payloads of the venue's frames and REST answers.   Out: calls on a sink (message.py), Notices.
+
+A venue object is a machine for one process: it decodes, names its own endpoints and texts, and knows its rule
+of continuity. It opens nothing, waits for nothing and keeps no book; recovery.py and ingest.py do that.
+
+The base class has what all venues share: finding instruments, scaling decimal text exactly (and widening an
+instrument's decimals when the venue shows more of them), and counting what came in.
+"""
+
+from collections import Counter, namedtuple
+
+from feeder import fixed
+from feeder.errors import NumberError, PrecisionError, RangeError, VenueError
+from feeder.instrument import Instrument
+
+MAX_COUNTED_KINDS = 64
+MAX_SHOWN = 200                # characters of a payload in an error
+
+# What a venue tells about the connection rather than the market.
+ACK, ERROR, SHUTDOWN = "ack", "error", "shutdown"
+Notice = namedtuple("Notice", "kind request_id text")
+
+# One connection's worth of subscriptions: `path` behind the venue's WebSocket URL, the streams asked for there.
+Line = namedtuple("Line", "path streams")
+
+# One REST request: `path` behind the venue's REST URL and what it costs of the venue's budget.
+Request = namedtuple("Request", "path weight")
+
+# What a message's place in the sequence means for a book at `sequence`.
+OLD, NEXT, GAP = "old", "next", "gap"
+
+
+class Instruments:
+    """All instruments of this process, by dense id and by (venue, symbol)."""
+
+    def __init__(self, limit=2048):
+        self.limit = limit
+        self.all = []
+        self.by_symbol = {}
+
+    def add(self, venue, symbol, **more):
+        if len(self.all) >= self.limit:
+            raise VenueError(f"{venue}: {symbol} would be instrument {len(self.all) + 1}, "
+                             f"processing.max_symbols is {self.limit}")
+        instrument = Instrument(len(self.all), venue, symbol, **more)
+        self.all.append(instrument)
+        self.by_symbol[venue, symbol] = instrument
+        return instrument
+
+    def find(self, venue, symbol):
+        return self.by_symbol.get((venue, symbol))
+
+    def __iter__(self):
+        return iter(self.all)
+
+    def __len__(self):
+        return len(self.all)
+
+
+class Venue:
+    """Base of all venues. Subclasses fill in what raises NotImplementedError.
+
+    Args: sink (message.py); instruments; discover: unknown symbols become instruments (replay) instead of being
+    counted (live, where only configured ones are wanted); depth: what discovered instruments publish.
+    """
+
+    name = None
+    snapshots_by_rest = True
+
+    def __init__(self, sink, instruments, discover=False, depth=20):
+        self.sink = sink
+        self.instruments = instruments
+        self.discover = discover
+        self.depth = depth
+        self.likely = 0               # messages the learned patterns took
+        self.unlikely = 0             # messages json took
+        self.kinds = Counter()        # of the unlikely path: what they were
+        self.not_market = 0           # trades that are none: insurance fund, X other than MARKET
+
+    # -- what a venue provides -------------------------------------------------------------------------------
+
+    @classmethod
+    def recognises(cls, url):
+        """Return True if a connection or request of this URL is this venue's; recordings name theirs so."""
+        raise NotImplementedError
+
+    def lines(self, symbols, channels, depth_interval_ms, streams_per_connection):
+        """Return the Lines that carry `channels` ("depth", "trade", "bbo") of `symbols`."""
+        raise NotImplementedError
+
+    def subscribe(self, streams, request_id):
+        """Return the texts to send, in order, each within the venue's limits; the ids count up from request_id."""
+        raise NotImplementedError
+
+    def symbol_of(self, stream):
+        """Return the symbol a stream name of `lines` is about."""
+        raise NotImplementedError
+
+    def decode(self, payload, recv_ns):
+        """Decode one WebSocket payload (bytes) into calls on the sink; return a Notice or None.
+
+        Raises VenueError, NumberError; nothing has been called on the sink then but perhaps `define` and `stale`.
+        """
+        raise NotImplementedError
+
+    def instruments_request(self, symbols):
+        """Return the Request for the instrument list."""
+        raise NotImplementedError
+
+    def decode_instruments(self, body):
+        """Return {symbol: (tick text, lot text)} of an instrument list."""
+        raise NotImplementedError
+
+    def snapshot_request(self, instrument, levels):
+        """Return the Request for one book snapshot."""
+        raise NotImplementedError
+
+    def decode_snapshot(self, instrument, body, recv_ns):
+        """Decode one REST book into `sink.snapshot`."""
+        raise NotImplementedError
+
+    def snapshot_symbol(self, url):
+        """Return the symbol whose book a recorded REST request asked for, None if it is no such request."""
+        raise NotImplementedError
+
+    @staticmethod
+    def follows(sequence, bridged, first, last, previous):
+        """Return OLD, NEXT or GAP for an increment on a book at `sequence`; `bridged`: not the first after a snapshot."""
+        raise NotImplementedError
+
+    # -- what all share --------------------------------------------------------------------------------------
+
+    def fault(self, what, payload):
+        shown = payload[:MAX_SHOWN]
+        return VenueError(f"{self.name}: {what}: {shown!r}{'…' if len(payload) > MAX_SHOWN else ''}")
+
+    def count(self, kind):
+        if kind not in self.kinds and len(self.kinds) >= MAX_COUNTED_KINDS:
+            kind = "other"
+        self.kinds[kind] += 1
+
+    def instrument(self, symbol):
+        """Return the instrument, or None for one that is not ours."""
+        instrument = self.instruments.find(self.name, symbol)
+        if instrument is None and self.discover:
+            instrument = self.instruments.add(self.name, symbol, depth=self.depth)
+            self.sink.define(instrument, 1, 1)
+        elif instrument is None:
+            self.count("unknown symbol")
+        return instrument
+
+    def prices(self, instrument, texts):
+        """Return the ints of all of a message's price texts, at the instrument's decimals after the call.
+
+        Shortest form counts: 61837.64000000 needs 2 decimals, so that book cells are ticks.
+        """
+        return self.scaled(instrument, texts, "price")
+
+    def quantities(self, instrument, texts):
+        """As prices; but printed digits count up to 8, so that the likely path has no zeros to drop."""
+        printed = max((len(text.partition(".")[2]) for text in texts), default=0)
+        if instrument.quantity_decimals < printed <= fixed.WIRE_DECIMALS:
+            self.widen(instrument, "quantity", printed)
+        return self.scaled(instrument, texts, "quantity")
+
+    def scaled(self, instrument, texts, what):
+        while True:
+            decimals = getattr(instrument, what + "_decimals")
+            try:
+                numbers = [fixed.parse(text, decimals) for text in texts]
+            except PrecisionError as error:
+                if error.decimals > fixed.MAX_DECIMALS:
+                    self.sink.stale(instrument, "precision", 0)
+                    raise
+                self.widen(instrument, what, error.decimals)
+                continue
+            except RangeError:
+                self.sink.stale(instrument, "range", 0)
+                raise
+            break
+        if numbers:
+            if min(numbers) < 0:
+                raise NumberError(f"{self.name} {instrument.symbol}: negative {what} {min(numbers)}")
+            if max(numbers) * getattr(instrument, what + "_factor") > fixed.INT64_MAX:
+                # Too large at -8 (OKX has quantities of 13 whole digits): keep no more decimals than it prints.
+                setattr(instrument, what + "_exponent", -decimals)
+                self.widen(instrument, what, decimals)
+        return numbers
+
+    def widen(self, instrument, what, decimals):
+        """Give the instrument more decimals and tell everybody behind us what to multiply by."""
+        scale = 10 ** (decimals - getattr(instrument, what + "_decimals"))
+        setattr(instrument, what + "_decimals", decimals)
+        instrument.rescale()
+        self.forget(instrument)
+        self.sink.define(instrument, *((scale, 1) if what == "price" else (1, scale)))
+
+    def forget(self, instrument):
+        """Drop learned shapes of an instrument whose decimals changed."""

@@ -1,0 +1,150 @@
+"""The ladder book against a plain dict-and-sort model, with tiny limits so that the rare paths are common."""
+
+import random
+
+import pytest
+
+from feeder import book as book_module
+from feeder.book import Book
+
+
+class Model:
+    """The book as anybody would write it first."""
+
+    def __init__(self):
+        self.sides = {}, {}
+
+    def apply(self, bids, asks):
+        for side, levels in zip(self.sides, (bids, asks)):
+            for price, quantity in zip(levels[::2], levels[1::2]):
+                if quantity:
+                    side[price] = quantity
+                else:
+                    side.pop(price, None)
+
+    def top(self, depth=None):
+        bids, asks = self.sides
+        return (flat(sorted(bids.items(), reverse=True)[:depth]), flat(sorted(asks.items())[:depth]))
+
+
+class Receiver(Model):
+    """Who knows only what was published, and cuts each side to the depth."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.depth = depth
+
+    def apply(self, bids, asks):
+        super().apply(bids, asks)
+        if self.depth:
+            bids, asks = self.top(self.depth)
+            self.sides = dict(zip(bids[::2], bids[1::2])), dict(zip(asks[::2], asks[1::2]))
+
+
+def flat(levels):
+    return [number for level in levels for number in level]
+
+
+def storm(seed, depth, spread, steps, monkeypatch, span=16):
+    """Random events round a walking price; every step is compared with the model and with a receiver."""
+    monkeypatch.setattr(book_module, "MIN_SPAN", span)
+    monkeypatch.setattr(book_module, "MAX_SPAN", 4 * span)
+    monkeypatch.setattr(book_module, "COVER_LEVELS", 8)
+    print(f"seed {seed} depth {depth} spread {spread}")
+    rng = random.Random(seed)
+    book, model, receiver = Book(depth), Model(), Receiver(depth)
+    middle = 10_000
+    for step in range(steps):
+        middle += rng.choice((-1, 0, 0, 1)) * rng.choice((0, 1, 3, 40))
+        bids, asks = [], []
+        for _ in range(rng.choice((0, 1, 2, 5, 30))):
+            away = int(rng.expovariate(1 / spread))
+            quantity = rng.choice((0, 0, rng.randrange(1, 10**12)))
+            if rng.random() < 0.5:
+                bids += middle - 1 - away, quantity
+            else:
+                asks += middle + 1 + away, quantity
+        # the market leaves no crossed levels behind
+        bids += [n for price in model.sides[0] if price >= middle for n in (price, 0)]
+        asks += [n for price in model.sides[1] if price <= middle for n in (price, 0)]
+        if step % 97 == 0:
+            model.apply(bids, asks)
+            book.snapshot(*model.top())
+            receiver = Receiver(depth)
+            receiver.apply(*book.top(depth or None))
+        else:
+            model.apply(bids, asks)
+            receiver.apply(*book.increment(bids, asks))
+        book.check()
+        assert book.top() == model.top()
+        assert book.top(5) == model.top(5)
+        assert receiver.top() == model.top(depth or None)
+        bid, ask = model.sides
+        assert book.bids.best() == (max(bid) if bid else None)
+        assert book.asks.best() == (min(ask) if ask else None)
+        assert not book.crossed
+    return book
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("depth, spread", [(1, 3), (3, 5), (20, 30), (0, 30), (5, 300)])
+def test_equals_model(seed, depth, spread, monkeypatch):
+    book = storm(seed, depth, spread, 300, monkeypatch)
+    if (depth, spread) == (5, 300):
+        assert book.bids.layouts > 5, "the storm should have moved the ladder"
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_equals_model_long(seed, monkeypatch):
+    storm(seed, seed % 25, 2 ** (seed % 11), 5_000, monkeypatch)
+
+
+def test_removing_an_unknown_level_is_normal():
+    book = Book()
+    book.snapshot([100, 1], [101, 1])
+    assert book.increment([90, 0], [110, 0]) == ([90, 0], [110, 0])   # told, for the window is not full
+    assert book.top() == ([100, 1], [101, 1])
+    book.check()
+
+
+def test_crossed_and_locked():
+    book = Book()
+    book.snapshot([100, 1], [101, 1])
+    book.increment([101, 5], [])
+    assert not book.crossed, "locked is legal"
+    book.increment([102, 5], [])
+    assert book.crossed
+
+
+def test_changes_beyond_the_depth_are_not_published():
+    book = Book(depth=2)
+    book.snapshot([100, 1, 99, 1, 98, 1], [101, 1])
+    assert book.increment([98, 7, 50, 3], []) == ([], [])
+    assert book.increment([99, 0], []) == ([99, 0, 98, 7], [])
+
+
+def test_rescale_keeps_every_level():
+    book = Book()
+    book.snapshot([100, 1, 60, 2], [101, 1, 4000, 3])
+    book.rescale(100, 10)
+    assert book.top() == ([10000, 10, 6000, 20], [10100, 10, 400000, 30])
+    book.check()
+
+
+def test_far_levels_are_kept_and_bounded(monkeypatch):
+    monkeypatch.setattr(book_module, "MAX_LEVELS", 10)
+    book = Book()
+    book.snapshot([10**9, 1], [10**9 + 1, 1])
+    book.increment([n for price in range(1, 11) for n in (price, 1)], [])
+    assert not book.overfull and len(book.bids) == 11
+    book.increment([11, 1], [])
+    assert book.overfull
+
+
+def test_the_check_can_fail():
+    book = Book()
+    book.snapshot([100, 1], [101, 1])
+    book.bids.cells[0] = 5
+    with pytest.raises(AssertionError):
+        book.check()
