@@ -37,8 +37,8 @@ def messages(rng, count):
     yield b"\x00" * 300000
 
 
-@pytest.mark.parametrize("flags", itertools.product((False, True), repeat=2))
-@pytest.mark.parametrize("windows", itertools.product((8, 9, 12, 15), repeat=2))
+@pytest.mark.parametrize("flags", tuple(itertools.product((False, True), repeat=2)))
+@pytest.mark.parametrize("windows", tuple(itertools.product((8, 9, 12, 15), repeat=2)))
 def test_both_directions_under_every_option(flags, windows):
     rng = random.Random(1)
     agreed = negotiate(DeflateOptions(*flags, *windows), DeflateOptions())
