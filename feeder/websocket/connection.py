@@ -100,7 +100,7 @@ class Connection:
         try:
             while at < end:
                 if self._likely and not self._opcode:
-                    # Whole unmasked, unfragmented, uncompressed ASCII texts below 64 KiB. All else breaks out.
+                    # Whole unmasked, unfragmented, uncompressed texts below 64 KiB. All else breaks out.
                     append, last_head, limit, before = events.append, end - 4, self.max_message_bytes, len(events)
                     while at <= last_head:
                         head, length = _two_words(buffer, at)
@@ -117,7 +117,7 @@ class Connection:
                         if stop > end or length > limit:
                             break
                         payload = buffer[start:stop]
-                        if not payload.isascii():
+                        if not (payload.isascii() or _is_utf8(payload)):
                             break
                         append((1, payload))
                         at = stop
@@ -340,6 +340,14 @@ class Connection:
 def _may_close_with(code):
     """§7.4.2 and the IANA registry; 1004, 1005, 1006 and 1015 never travel."""
     return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
+
+
+def _is_utf8(payload):
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _xor(payload, key):
