@@ -1,0 +1,464 @@
+"""`listen`: the udp monitor. Joins the group, checks every sequence, shows what comes and what does not.
+
+    PacketReceiver ──datagrams──▶ Receiver (receiver.py) ──▶ status screen | ladder | JSON lines
+                                       └──▶ report and exit code at the end
+
+Hot:  Monitor.on_readable; everything else happens twice a second.
+Prices leave here as decimal text by their instrument's definition; what has no definition yet stays an int.
+"""
+
+import argparse
+import json
+import os
+import sys
+from contextlib import ExitStack
+
+from feeder.clock import SECOND, steady_ns, wall_ns
+from feeder.config import builtin
+from feeder.counter import Rate
+from feeder.errors import ConfigError, HostError
+from feeder.fixed import to_text
+from feeder.message import LIVE, REASONS, SIDE_NAMES, STALE, STATE_NAMES, SYNCING
+from feeder.net import Loop, PacketReceiver
+from feeder.packet import ALL_INSTRUMENTS, END, TYPE_NAMES, Bbo, Book, Definition, Status, Trade
+from feeder.receiver import Receiver
+from feeder.screen import Column, Screen, interruptible, size_text, table, time_text
+
+BATCH = 256                  # datagrams taken in one round of the loop, so that timers have their turn
+BUFFER_BYTES = 65_536        # no datagram is longer
+REPORT_LEVELS = 20           # a side
+LADDER_LEVELS = 20
+RECENT_GAPS = 5              # shown on the screen, and named in plain lines at each refresh
+
+EXIT_OK, EXIT_INTERNAL, EXIT_LOSS, EXIT_NOTHING = 0, 1, 3, 4
+
+HELP = """exit codes: 0 nothing was lost; 3 messages were lost, or a repeated snapshot differs from the book kept;
+4 no packet of ours came at all; 2 wrong arguments or the host refused; 1 an error of this program.
+
+examples: python3 -m feeder listen
+          python3 -m feeder listen --book binance_spot:BTCUSDT
+          python3 -m feeder listen --seconds 60 --report report.json
+          python3 -m feeder listen --print --count 100"""
+
+
+def configure(parser):
+    output = builtin().output
+    parser.description = "Join a group and show what is published there: rates, gaps, latencies, books."
+    parser.epilog = HELP
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--group", metavar="A", default=output.group,
+                        help="multicast group, or an address of this host for unicast (default %(default)s)")
+    parser.add_argument("--port", metavar="P", type=number(int, 1, 65535), default=output.port,
+                        help="UDP port (default %(default)s)")
+    parser.add_argument("--interface", metavar="I", default=output.interface,
+                        help="interface to join on, by address or name (default %(default)s)")
+    parser.add_argument("--seconds", metavar="N", type=number(float, 0.001, 1e8), help="stop after so long")
+    parser.add_argument("--count", metavar="N", type=number(int, 1, 2**62), help="stop after so many messages")
+    parser.add_argument("--report", metavar="FILE", help="write one JSON object at the end; - is standard output")
+    view = parser.add_mutually_exclusive_group()
+    view.add_argument("--book", metavar="SYMBOL", help="show one book's ladder: SYMBOL or venue:SYMBOL")
+    view.add_argument("--print", action="store_true", help="print each message as a line of JSON")
+
+
+def number(kind, lowest, highest):
+    def parse(text):
+        value = kind(text)
+        if not lowest <= value <= highest:
+            raise argparse.ArgumentTypeError(f"{text} is not within {lowest} to {highest}")
+        return value
+    parse.__name__ = "number"        # argparse names it in its message
+    return parse
+
+
+def main(args):
+    if args.print and args.report == "-":
+        raise ConfigError("--print and --report - both want the standard output; give --report a file")
+    with ExitStack() as stack:
+        report_to = None
+        if args.report == "-":
+            report_to = sys.stdout
+        elif args.report:
+            try:                         # now, not after an hour of listening
+                report_to = stack.enter_context(open(args.report, "w", encoding="utf-8"))
+            except OSError as error:
+                raise HostError(f"--report {args.report}: cannot be written: {error.strerror}") from None
+        monitor = stack.enter_context(Monitor(args))
+        with interruptible(monitor.loop.stop):
+            monitor.run()
+        monitor.screen.close()
+        found = monitor.find_book()
+        if len(found) > 1:
+            raise ConfigError(f"--book {args.book} is ambiguous: {', '.join(view.label for view in found)}")
+        monitor.screen.print(*monitor.summary())
+        if report_to is not None:
+            json.dump(monitor.report(), report_to, indent=1)
+            report_to.write("\n")
+            report_to.flush()
+    return monitor.exit_code()
+
+
+class Monitor:
+    """The socket, the loop, and when to look; a context manager that closes them."""
+
+    def __init__(self, args):
+        self.args = args
+        self.heard = Receiver()
+        self.screen = Screen(sys.stderr if args.print or args.report == "-" else sys.stdout)
+        self.lines = Screen(sys.stdout) if args.print else None      # only for its patience with a closed pipe
+        self.printed = 0
+        self.socket = PacketReceiver(args.group, args.port, interface=args.interface)
+        self.loop = Loop()
+        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+        self.started_ns = self.stopped_ns = steady_ns()
+        self.drops = kernel_drops(self.socket.fileno())
+        self.rates = {name: Rate(self.started_ns) for name in ("packets", "bytes", "messages", *self.heard.by_type)}
+        self.gaps_named = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.screen.close()
+        self.loop.close()
+        self.socket.close()
+
+    def run(self):
+        """Listen until the time or the count is over, or somebody stops us."""
+        loop = self.loop
+        loop.register(self.socket, read=self.on_readable)
+        if self.args.seconds is not None:
+            loop.call_after(int(self.args.seconds * SECOND), loop.stop)
+        loop.call_after(0, self.refresh)
+        try:
+            loop.run()
+        finally:
+            self.stopped_ns = steady_ns()
+            loop.unregister(self.socket)
+            self.drops = kernel_drops(self.socket.fileno())
+            self.heard.tick(wall_ns())
+
+    def on_readable(self):
+        receive_into, receive = self.socket.receive_into, self.heard.receive
+        buffer = self.buffer
+        most = self.args.count
+        printing = self.lines is not None
+        for _ in range(BATCH):
+            size = receive_into(buffer)
+            if size is None:
+                break
+            if printing:
+                self.print_datagram(buffer[:size])
+            else:
+                receive(buffer[:size], wall_ns())
+            if most is not None and self.heard.messages >= most:
+                self.loop.stop()
+                break
+
+    def print_datagram(self, datagram):
+        heard = self.heard
+        gaps, sessions = heard.gap_count, heard.session_count
+        packet = heard.receive(datagram, wall_ns())
+        records = []
+        if heard.session_count > sessions:
+            session = heard.sessions[-1]
+            records.append({"type": "session", "channel": session.channel, "session": session.number,
+                            "from": session.first})
+        if heard.gap_count > gaps:
+            records.append({"type": "gap", **gap_record(heard.gaps[-1])})
+        if packet is not None:
+            messages = packet.messages
+            if self.args.count is not None:
+                messages = messages[:self.args.count - self.printed]
+            self.printed += len(messages)
+            views = heard.channels[packet.channel].views
+            for sequence, message in enumerate(messages, packet.sequence):     # less exact with unknown types between
+                records.append(message_record(packet, sequence, message, views.get(message.instrument_id)))
+            if packet.flags & END:
+                records.append({"type": "end", "channel": packet.channel, "session": packet.session})
+        self.lines.write("".join(json.dumps(record) + "\n" for record in records))
+        if self.lines.broken:
+            self.loop.stop()
+
+    def refresh(self):
+        """Look at what was heard; called again and again."""
+        self.loop.call_after(self.screen.interval_ns, self.refresh)
+        now_ns = steady_ns()
+        heard = self.heard
+        heard.tick(wall_ns())
+        self.drops = kernel_drops(self.socket.fileno())
+        for name, total in (("packets", heard.packets), ("bytes", heard.bytes), ("messages", heard.messages),
+                            *heard.by_type.items()):
+            self.rates[name].update(now_ns, total)
+        if self.args.book:
+            self.show_book()
+        elif self.screen.is_live and not self.args.print:
+            self.screen.show(self.status_lines(*self.screen.size()))
+        elif not self.args.print and now_ns - self.started_ns > self.screen.interval_ns // 2:
+            self.screen.print(self.status_line(), *self.new_gap_lines())
+
+    def exit_code(self):
+        heard = self.heard
+        if self.loop.errors:
+            return EXIT_INTERNAL
+        if not heard.packets:
+            return EXIT_NOTHING
+        return EXIT_LOSS if heard.lost or heard.mismatches else EXIT_OK
+
+    # -- text ------------------------------------------------------------------------------------------------
+
+    @property
+    def seconds(self):
+        return (self.stopped_ns - self.started_ns) / SECOND
+
+    def states(self):
+        """Return "20 live, 0 syncing, 1 stale"."""
+        counts = dict.fromkeys((LIVE, SYNCING, STALE), 0)
+        for view in self.heard.views():
+            counts[view.state] += 1
+        return ", ".join(f"{count:,} {STATE_NAMES[state]}" for state, count in counts.items())
+
+    def loss(self):
+        heard = self.heard
+        drops = "" if self.drops is None else f", {self.drops:,} dropped by the kernel"
+        return (f"{heard.gap_count:,} gaps, {heard.lost:,} messages lost, {heard.late:,} late, "
+                f"{heard.duplicates:,} duplicates{drops}")
+
+    def faults(self):
+        """Return a line for what must not happen at all; none while it has not."""
+        heard = self.heard
+        found = [f"{count:,} {name}" for name, count in (
+            ("MISMATCHES", heard.mismatches), ("crossed books", heard.crossed), ("silences", heard.silences),
+            ("packets of old sessions", heard.stragglers), ("messages of unknown type", heard.unknown_messages),
+            ("internal errors", self.loop.errors)) if count]
+        found += [f"{count:,} x {reason}" for reason, count in heard.errors.items()]
+        if heard.mismatches:
+            found.append(f"last mismatch: {heard.last_mismatch}")
+        return ["faults    " + "; ".join(found)] if found else []
+
+    def status_line(self):
+        rate = self.rates
+        return (f"{(steady_ns() - self.started_ns) / SECOND:.0f} s: {rate['packets'].per_second:,.0f} packets/s, "
+                f"{size_text(rate['bytes'].per_second)}/s, {rate['messages'].per_second:,.0f} messages/s; "
+                f"{self.states()}; {self.loss()}; sent to received {latency_text(self.heard.send_latency)}")
+
+    def new_gap_lines(self):
+        new = self.heard.gap_count - self.gaps_named
+        self.gaps_named += new
+        lines = ["gap: " + gap_text(gap) for gap in list(self.heard.gaps)[-min(new, RECENT_GAPS):] if new]
+        return lines + [f"gap: and {new - RECENT_GAPS:,} before these"] if new > RECENT_GAPS else lines
+
+    def status_lines(self, width, height):
+        heard, rate = self.heard, self.rates
+        lines = [f"feeder listen   {self.args.group}:{self.args.port} on {self.args.interface or 'any interface'}   "
+                 f"{(steady_ns() - self.started_ns) / SECOND:,.0f} s   Ctrl-C ends"]
+        if not heard.packets:
+            lines.append("nothing received yet")
+        for channel in list(heard.channels.values())[:4]:
+            state = "ended" if channel.session.ended else "SILENT" if channel.silent else "open"
+            lines.append(f"channel {channel.number:<3}session {channel.session.number} {state}, "
+                         f"next sequence {channel.expected:,}")
+        by_type = ", ".join(f"{name} {rate[name].per_second:,.0f}" for name in heard.by_type)
+        lines += [
+            f"packets   {rate['packets'].per_second:,.0f}/s, {heard.packets:,} in all   "
+            f"{size_text(rate['bytes'].per_second)}/s   socket buffer {size_text(self.socket.recv_buffer_bytes)}",
+            f"messages  {rate['messages'].per_second:,.0f}/s, {heard.messages:,} in all: {by_type} /s",
+            f"latency   sent to received {latency_text(heard.send_latency)}",
+            f"          venue's arrival to received {latency_text(heard.venue_latency)}",
+            f"loss      {self.loss()}", *self.faults()]
+        lines += ["  gap     " + gap_text(gap) for gap in list(heard.gaps)[-RECENT_GAPS:]]
+        for status in heard.venues.values():
+            if not status.connected:
+                lines.append(f"venue     {status.venue} is not connected: {status.text or reason_text(status.reason)}")
+        views = heard.views()
+        lines += [f"books     {self.states()}", ""]
+        room = max(height - len(lines) - 1, 1)
+        lines += table(COLUMNS, map(row, views[:room] if len(views) <= room else views[:room - 1]), width)
+        if len(views) > room:
+            lines.append(f"... {len(views) - room + 1:,} more instruments; a taller terminal shows them, --report all")
+        return lines
+
+    def find_book(self):
+        return self.heard.find(self.args.book) if self.args.book else []
+
+    def show_book(self):
+        found = self.find_book()
+        if len(found) > 1:
+            self.loop.stop()             # main says so
+        elif found:
+            lines = ladder(found[0], min(LADDER_LEVELS, self.screen.size()[1] - 4))
+            self.screen.show([*lines, self.loss()], ["", *lines, *self.new_gap_lines()])
+        else:
+            waiting = f"waiting for the definition of {self.args.book}; {len(self.heard.views())} instruments so far"
+            self.screen.show([waiting, self.loss()], [waiting])
+
+    def summary(self):
+        heard, args = self.heard, self.args
+        where = f"{args.group}:{args.port} on {args.interface or 'any interface'}"
+        if not heard.packets:
+            foreign = f", but {sum(heard.errors.values()):,} datagrams that are not ours" if heard.errors else ""
+            return [f"nothing received from {where} in {self.seconds:.1f} s{foreign}. Is the feeder running, and are "
+                    "group, port and interface the same?", *self.faults()]
+        lines = [f"listened {self.seconds:.1f} s to {where}: {heard.packets:,} packets, {heard.messages:,} messages, "
+                 f"{size_text(heard.bytes)}", f"loss      {self.loss()}", *self.faults(),
+                 f"latency   sent to received {latency_text(heard.send_latency)}",
+                 f"books     {self.states()}"]
+        if args.book and not self.find_book():
+            lines.append(f"no instrument {args.book} was defined in that time")
+        return lines
+
+    # -- report ----------------------------------------------------------------------------------------------
+
+    def report(self):
+        heard = self.heard
+        return {
+            "group": self.args.group, "port": self.args.port, "interface": self.args.interface,
+            "seconds": round(self.seconds, 3), "exit_code": self.exit_code(),
+            "packets": heard.packets, "bytes": heard.bytes, "heartbeats": heard.heartbeats,
+            "messages": heard.messages, "messages_by_type": heard.by_type,
+            "gaps": [gap_record(gap) for gap in heard.gaps], "gaps_total": heard.gap_count,
+            "lost": heard.lost, "late": heard.late, "late_packets": heard.late_packets,
+            "duplicates": heard.duplicates, "old_session_packets": heard.stragglers, "silences": heard.silences,
+            "mismatches": heard.mismatches, "last_mismatch": heard.last_mismatch, "crossed": heard.crossed,
+            "undefined": heard.undefined, "ignored": heard.ignored, "unknown_messages": heard.unknown_messages,
+            "errors": heard.errors, "internal_errors": self.loop.errors,
+            "kernel_drops": self.drops, "recv_buffer_bytes": self.socket.recv_buffer_bytes,
+            "latency": {"send_to_receive_ns": heard.send_latency.summary(),
+                        "venue_receive_to_receive_ns": heard.venue_latency.summary()},
+            "sessions": [{"channel": session.channel, "session": session.number, "first_sequence": session.first,
+                          "messages": session.messages, "ended": session.ended} for session in heard.sessions],
+            "sessions_total": heard.session_count,
+            "venues": {name: {"connected": bool(status.connected), "reason": reason_text(status.reason),
+                              "text": status.text} for name, status in heard.venues.items()},
+            "instruments": [instrument_record(view) for view in heard.views()],
+        }
+
+
+def kernel_drops(fileno):
+    """Return how many datagrams the kernel dropped at our socket, None where it does not tell (proc(5), net/udp)."""
+    try:
+        inode = str(os.fstat(fileno).st_ino)
+        with open("/proc/net/udp", encoding="ascii") as sockets:
+            return next((int(fields[-1]) for fields in map(str.split, sockets) if fields[9] == inode), None)
+    except (OSError, ValueError):
+        return None
+
+
+# -- text for people -------------------------------------------------------------------------------------------
+
+COLUMNS = (Column("venue", "<", 4), Column("symbol", "<", 0), Column("state", "<", 1), Column("why", "<", 7),
+           Column("epoch", ">", 8), Column("bid", ">", 2), Column("ask", ">", 3), Column("events", ">", 5),
+           Column("trades", ">", 6))
+
+
+def row(view):
+    live = view.state == LIVE
+    bid, ask = (side_texts(view, side, 1) if live else () for side in (view.bids, view.asks))
+    return (view.venue, view.symbol or view.label, STATE_NAMES[view.state], "" if live else view.reason,
+            str(view.epoch), bid[0][0] if bid else "-", ask[0][0] if ask else "-", f"{view.events:,}",
+            f"{view.trades:,}")
+
+
+def latency_text(histogram):
+    p50, p99 = histogram.percentiles((50, 99))
+    odd = f" ({histogram.negative:,} negative: the clocks differ)" if histogram.negative else ""
+    return f"p50 {time_text(p50)}, p99 {time_text(p99)}, max {time_text(histogram.max)}{odd}"
+
+
+def gap_text(gap):
+    return f"channel {gap.channel}, from {gap.first} to {gap.last}, {gap.last - gap.first + 1:,} messages"
+
+
+def reason_text(code):
+    return REASONS[code] if code < len(REASONS) else str(code)
+
+
+def ladder(view, level_count):
+    """Return the lines of one book, best level first, bids on the left."""
+    bids, asks = side_texts(view, view.bids, level_count), side_texts(view, view.asks, level_count)
+    state = STATE_NAMES[view.state] if view.state == LIVE else f"{STATE_NAMES[view.state].upper()} ({view.reason})"
+    lines = [f"{view.label}  {view.definition.name}  {state}  epoch {view.epoch}  "
+             f"venue sequence {view.last_venue_sequence}  events {view.events:,}  trades {view.trades:,}"]
+    if view.state != LIVE:
+        return lines                     # levels that might be wrong are not shown
+    prices = aligned([price for price, _ in bids + asks])
+    quantities = aligned([quantity for _, quantity in bids + asks])
+    left = [(quantity, price) for quantity, price in zip(quantities[:len(bids)], prices)]
+    right = list(zip(prices[len(bids):], quantities[len(bids):]))
+    blank = ("", "")
+    rows = [(left[at] if at < len(left) else blank) + (right[at] if at < len(right) else blank)
+            for at in range(max(len(left), len(right)))]
+    return lines + table(LADDER, rows, 200)
+
+
+LADDER = (Column("bid quantity", ">", 2), Column("bid", ">", 0), Column("ask", "<", 0), Column("ask quantity", "<", 1))
+
+
+def aligned(texts):
+    """Return decimal texts padded so that their points are in one column."""
+    whole = [text.partition(".") for text in texts]
+    before = max((len(parts[0]) for parts in whole), default=0)
+    after = max((len(parts[1] + parts[2]) for parts in whole), default=0)
+    return [f"{parts[0]:>{before}}{parts[1] + parts[2]:<{after}}" for parts in whole]
+
+
+# -- records for programs --------------------------------------------------------------------------------------
+
+
+def price_text(definition, value):
+    return value if definition is None else to_text(value, -definition.price_exponent)
+
+
+def quantity_text(definition, value):
+    return value if definition is None else to_text(value, -definition.quantity_exponent)
+
+
+def side_texts(view, side, most):
+    return [(price_text(view.definition, price), quantity_text(view.definition, quantity))
+            for price, quantity in side.levels(most)]
+
+
+def gap_record(gap):
+    return {"channel": gap.channel, "from": gap.first, "to": gap.last, "messages": gap.last - gap.first + 1,
+            "session": gap.session, "at_ns": gap.at_ns}
+
+
+def instrument_record(view):
+    return {"channel": view.channel.number, "instrument_id": view.instrument_id, "venue": view.venue,
+            "symbol": view.symbol, "name": view.definition.name if view.definition else "",
+            "state": STATE_NAMES[view.state], "reason": view.reason, "in_step": view.in_step, "epoch": view.epoch,
+            "events": view.events, "trades": view.trades, "bbos": view.bbos, "refreshes": view.refreshes,
+            "crossed": view.crossed, "last_venue_sequence": view.last_venue_sequence,
+            "bids": side_texts(view, view.bids, REPORT_LEVELS), "asks": side_texts(view, view.asks, REPORT_LEVELS)}
+
+
+def message_record(packet, sequence, message, view):
+    """Return one message as a JSON object; `view` may be None."""
+    definition = view.definition if view is not None else None
+    kind = TYPE_NAMES[message.type] if isinstance(message, Book) else type(message).__name__.lower()
+    record = {"type": kind, "channel": packet.channel, "sequence": sequence, "send_ns": packet.send_ns,
+              "instrument_id": message.instrument_id}
+    if isinstance(message, Definition):
+        return {**record, **message._asdict()}
+    if message.instrument_id == ALL_INSTRUMENTS:
+        record["venue"] = message.venue
+    elif definition is not None:
+        record.update(venue=definition.venue, symbol=definition.symbol)
+    record.update(state=STATE_NAMES.get(message.state, str(message.state)), epoch=message.epoch,
+                  venue_sequence=message.venue_sequence, recv_ns=message.recv_ns)
+    if isinstance(message, Status):
+        record.update(reason=reason_text(message.reason), connected=bool(message.connected), text=message.text)
+        return record
+    record["event_ns"] = message.event_ns
+    if isinstance(message, Trade):
+        item = message.item
+        record.update(trade_id=item.trade_id, price=price_text(definition, item.price),
+                      quantity=quantity_text(definition, item.quantity), side=SIDE_NAMES[item.side])
+    elif isinstance(message, Bbo):
+        for name, item in (("bid", message.bid), ("ask", message.ask)):
+            record[name] = price_text(definition, item.price), quantity_text(definition, item.quantity)
+    else:
+        record["flags"] = message.flags
+        for name, flat in (("bids", message.bids), ("asks", message.asks)):
+            record[name] = [(price_text(definition, price), quantity_text(definition, quantity))
+                            for price, quantity in zip(flat[::2], flat[1::2])]
+    return record
