@@ -417,7 +417,7 @@ class Stream:
 class Listener:
     def __init__(self, loop, host, port, on_accept, tls, options, max_pending_bytes, timeout_ns):
         self.accepted = 0                # TCP connections
-        self.failed = 0                  # of those, the ones whose TLS handshake failed
+        self.failed = 0                  # of those, the ones that never opened: gone, or no TLS handshake
         self._loop = loop
         self._on_accept = on_accept
         self._tls = tls
@@ -425,6 +425,7 @@ class Listener:
         self._max_pending_bytes = max_pending_bytes
         self._timeout_ns = timeout_ns
         self._resume_timer = None
+        self._unopened = set()           # streams in their handshake: ours to close until on_accept has them
         self._socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
         try:
             if hasattr(socket, "SO_EXCLUSIVEADDRUSE"):       # Windows, where REUSEADDR would steal the port
@@ -477,13 +478,16 @@ class Listener:
         if self._tls is None:
             stream._opened(b"", 0)
         else:
+            self._unopened.add(stream)
             stream._handshake(TlsSession(self._tls, server_side=True), b"", 0)
 
     def _opened(self, stream):
+        self._unopened.discard(stream)
         stream.on_close = None
         self._on_accept(stream)
 
     def _lost(self, stream, error):
+        self._unopened.discard(stream)
         self.failed += 1
         log.warning("listener %s:%d: %s", self.host, self.port, error)
 
@@ -492,7 +496,7 @@ class Listener:
         self._loop.register(self._socket, read=self._acceptable)
 
     def close(self):
-        """Accept no more; streams that were accepted live on."""
+        """Accept no more; streams that were handed to on_accept live on."""
         if self._socket is None:
             return
         if self._resume_timer is None:
@@ -501,3 +505,7 @@ class Listener:
             self._resume_timer.cancel()
         self._socket.close()
         self._socket = None
+        for stream in self._unopened:
+            stream.on_close = None
+            stream.abort()
+        self._unopened.clear()
