@@ -1,0 +1,50 @@
+"""Recordings: gzip or plain text, one JSON object a line, in order of receive time.
+
+    {"t": ns or null, "conn": URL, "kind": "ws" | "rest", "dir": "in" | "out", "raw": text, "op": "bin" if binary}
+
+A REST record stands where its answer arrived. Errors name file and line; a cut file is told after all that
+could be read was handed over.
+"""
+
+import gzip
+import json
+import zlib
+from collections import namedtuple
+
+from feeder.errors import CaptureError
+
+MAX_LINE_BYTES = 64 << 20
+
+Record = namedtuple("Record", "t conn kind direction payload")
+
+
+def read(path):
+    """Yield the Records of a recording; `payload` is bytes. Raises CaptureError."""
+    try:
+        with open(path, "rb") as probe:
+            packed = probe.read(2) == b"\x1f\x8b"
+        with (gzip.open if packed else open)(path, "rb") as file:
+            number = 0
+            while True:
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if not line:
+                    return
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    raise CaptureError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+                yield record(line, path, number)
+    except (OSError, EOFError, zlib.error) as error:
+        raise CaptureError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def record(line, path, number):
+    try:
+        entry = json.loads(line)
+        found = Record(entry["t"] if "t" in entry else entry["mono_ns"], entry["conn"], entry["kind"],
+                       entry.get("dir", "in"), entry["raw"].encode())
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CaptureError(f"{path}, line {number}: not a record ({type(error).__name__}: {error})") from None
+    if found.kind not in ("ws", "rest") or not isinstance(found.conn, str) or not (
+            found.t is None or isinstance(found.t, int)):
+        raise CaptureError(f"{path}, line {number}: not a record (kind {found.kind!r}, t {found.t!r})")
+    return found

@@ -1,0 +1,66 @@
+"""The machines of one process put together: decoders and recoveries of several venues before one publisher.
+
+`run`, `replay` and `bench` differ in where payloads come from and where datagrams go; what lies between is here.
+"""
+
+from feeder.errors import NumberError, VenueError
+from feeder.packet import DEFAULT_PACKET_BYTES, Encoder
+from feeder.publish import Publisher
+from feeder.recovery import Recovery
+from feeder.venue import VENUES
+from feeder.venue.contract import Instruments
+
+
+class Pipeline:
+    """Args: emit(datagram); clock_ns; session; want_snapshot(venue, instrument, attempt)."""
+
+    def __init__(self, emit, clock_ns, session, channel=0, packet_bytes=DEFAULT_PACKET_BYTES, max_symbols=2048,
+                 want_snapshot=lambda venue, instrument, attempt: None):
+        self.instruments = Instruments(max_symbols)
+        self.encoder = Encoder(session, channel, emit, clock_ns, packet_bytes)
+        self.publisher = Publisher(self.encoder, self.resync)
+        self.venues = {}
+        self.recoveries = {}
+        self.want_snapshot = want_snapshot
+        self.bad_messages = {}        # venue name -> how many payloads could not be read
+
+    def venue(self, name, discover=False, depth=20):
+        """Return the Venue machine of that name, made on first use."""
+        if name not in self.venues:
+            kind = VENUES[name]
+            recovery = Recovery(kind.follows, self.publisher,
+                                lambda instrument, attempt: self.want_snapshot(self.venues[name], instrument, attempt))
+            self.recoveries[name] = recovery
+            self.venues[name] = kind(recovery, self.instruments, discover, depth)
+            self.bad_messages[name] = 0
+        return self.venues[name]
+
+    def define(self, venue, symbol, **more):
+        """Add a configured instrument."""
+        instrument = self.instruments.add(venue.name, symbol, **more)
+        venue.sink.define(instrument, 1, 1)
+        return instrument
+
+    def resync(self, instrument, reason, recv_ns):
+        self.recoveries[instrument.venue].resync(instrument, reason, recv_ns)
+
+    def decode(self, venue, payload, recv_ns):
+        """Decode one payload; return (Notice or None, error or None). A bad payload is counted and costs nothing else.
+
+        What it might have carried is missed by the sequence check, which then resyncs the one instrument.
+        """
+        try:
+            return venue.decode(payload, recv_ns), None
+        except (VenueError, NumberError) as error:
+            self.bad_messages[venue.name] += 1
+            return None, error
+
+    def decode_snapshot(self, venue, instrument, body, recv_ns):
+        """As decode, for a REST book; the order is open again when it could not be read."""
+        try:
+            venue.decode_snapshot(instrument, body, recv_ns)
+            return None
+        except (VenueError, NumberError) as error:
+            self.bad_messages[venue.name] += 1
+            self.recoveries[venue.name].snapshot_failed(instrument)
+            return error

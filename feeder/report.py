@@ -1,0 +1,56 @@
+"""What `run` and `replay` tell about instruments, as JSON-ready dicts with decimal text."""
+
+import json
+import sys
+
+from feeder.errors import HostError
+from feeder.fixed import to_text
+from feeder.message import STATE_NAMES
+
+REPORTED_LEVELS = 20
+
+
+def level_texts(flat, price_decimals, quantity_decimals):
+    """Return [[price text, quantity text], ...] of flat scaled ints."""
+    return [[to_text(price, price_decimals), to_text(quantity, quantity_decimals)]
+            for price, quantity in zip(flat[::2], flat[1::2])]
+
+
+def instrument_rows(publisher, recoveries):
+    """Return one dict an instrument; `recoveries` is {venue name: Recovery}."""
+    rows = []
+    for entry in publisher.entries:
+        instrument = entry.instrument
+        link = recoveries[instrument.venue].link(instrument)
+        bids, asks = entry.book.top(REPORTED_LEVELS)
+        decimals = instrument.price_decimals, instrument.quantity_decimals
+        rows.append({
+            "venue": instrument.venue, "symbol": instrument.symbol, "name": instrument.name,
+            "state": STATE_NAMES[entry.state], "reason": entry.reason, "epoch": entry.epoch,
+            "events": entry.events, "trades": entry.trades, "bbos": entry.bbos,
+            "gaps": link.gaps, "resyncs": link.resyncs, "resync_reasons": dict(link.reasons),
+            "crossed": entry.crossed, "old": link.old, "late_snapshots": link.late_snapshots,
+            "buffer_overflows": link.overflows,
+            "last_sequence": entry.sequence, "checksums_verified": 0,
+            "levels": [len(entry.book.bids), len(entry.book.asks)],
+            "bids": level_texts(bids, *decimals), "asks": level_texts(asks, *decimals)})
+    return rows
+
+
+def decoder_rows(venues):
+    """Return {venue name: how its messages were read}; `venues` are Venue objects."""
+    return {venue.name: {"likely": venue.likely, "unlikely": venue.unlikely, "kinds": dict(venue.kinds),
+                         "not_market_trades": venue.not_market} for venue in venues}
+
+
+def write(report, path):
+    """Write a report as one JSON object to a file, or to standard output for "-"."""
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    if path == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HostError(f"report {path}: {error.strerror}") from None
