@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import sys
-from contextlib import ExitStack
 
 from feeder.clock import SECOND, steady_ns, wall_ns
 from feeder.config import builtin
@@ -73,16 +72,9 @@ def number(kind, lowest, highest):
 def main(args):
     if args.print and args.report == "-":
         raise ConfigError("--print and --report - both want the standard output; give --report a file")
-    with ExitStack() as stack:
-        report_to = None
-        if args.report == "-":
-            report_to = sys.stdout
-        elif args.report:
-            try:                         # now, not after an hour of listening
-                report_to = stack.enter_context(open(args.report, "w", encoding="utf-8"))
-            except OSError as error:
-                raise HostError(f"--report {args.report}: cannot be written: {error.strerror}") from None
-        monitor = stack.enter_context(Monitor(args))
+    if args.report and args.report != "-":
+        write_report(args.report, "")    # refused now, not after an hour of listening
+    with Monitor(args) as monitor:
         with interruptible(monitor.loop.stop):
             monitor.run()
         monitor.screen.close()
@@ -90,11 +82,19 @@ def main(args):
         if len(found) > 1:
             raise ConfigError(f"--book {args.book} is ambiguous: {', '.join(view.label for view in found)}")
         monitor.screen.print(*monitor.summary())
-        if report_to is not None:
-            json.dump(monitor.report(), report_to, indent=1)
-            report_to.write("\n")
-            report_to.flush()
+        if args.report:
+            write_report(args.report, json.dumps(monitor.report(), indent=1) + "\n")
     return monitor.exit_code()
+
+
+def write_report(path, text):
+    if path == "-":
+        return Screen(sys.stdout).write(text)
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise HostError(f"--report {path}: cannot be written: {error.strerror}") from None
 
 
 class Monitor:
@@ -219,9 +219,9 @@ class Monitor:
 
     def loss(self):
         heard = self.heard
-        drops = "" if self.drops is None else f", {self.drops:,} dropped by the kernel"
-        return (f"{heard.gap_count:,} gaps, {heard.lost:,} messages lost, {heard.late:,} late, "
-                f"{heard.duplicates:,} duplicates{drops}")
+        drops = "" if self.drops is None else f", kernel drops {self.drops:,}"
+        return (f"gaps {heard.gap_count:,}, messages lost {heard.lost:,}, late {heard.late:,}, "
+                f"duplicates {heard.duplicates:,}{drops}")
 
     def faults(self):
         """Return a line for what must not happen at all; none while it has not."""
@@ -239,7 +239,7 @@ class Monitor:
         rate = self.rates
         return (f"{(steady_ns() - self.started_ns) / SECOND:.0f} s: {rate['packets'].per_second:,.0f} packets/s, "
                 f"{size_text(rate['bytes'].per_second)}/s, {rate['messages'].per_second:,.0f} messages/s; "
-                f"{self.states()}; {self.loss()}; sent to received {latency_text(self.heard.send_latency)}")
+                f"{self.states()}; {self.loss()}; sent to here {latency_text(self.heard.send_latency)}")
 
     def new_gap_lines(self):
         new = self.heard.gap_count - self.gaps_named
@@ -261,9 +261,10 @@ class Monitor:
         lines += [
             f"packets   {rate['packets'].per_second:,.0f}/s, {heard.packets:,} in all   "
             f"{size_text(rate['bytes'].per_second)}/s   socket buffer {size_text(self.socket.recv_buffer_bytes)}",
-            f"messages  {rate['messages'].per_second:,.0f}/s, {heard.messages:,} in all: {by_type} /s",
-            f"latency   sent to received {latency_text(heard.send_latency)}",
-            f"          venue's arrival to received {latency_text(heard.venue_latency)}",
+            f"messages  {rate['messages'].per_second:,.0f}/s, {heard.messages:,} in all",
+            f"  /s      {by_type}",
+            f"latency   sent to here:   {latency_text(heard.send_latency)}",
+            f"          feeder to here: {latency_text(heard.venue_latency)}",
             f"loss      {self.loss()}", *self.faults()]
         lines += ["  gap     " + gap_text(gap) for gap in list(heard.gaps)[-RECENT_GAPS:]]
         for status in heard.venues.values():
@@ -285,7 +286,8 @@ class Monitor:
         if len(found) > 1:
             self.loop.stop()             # main says so
         elif found:
-            lines = ladder(found[0], min(LADDER_LEVELS, self.screen.size()[1] - 4))
+            width, height = self.screen.size()
+            lines = ladder(found[0], min(LADDER_LEVELS, max(height - 3, 1)), width)
             self.screen.show([*lines, self.loss()], ["", *lines, *self.new_gap_lines()])
         else:
             waiting = f"waiting for the definition of {self.args.book}; {len(self.heard.views())} instruments so far"
@@ -300,8 +302,11 @@ class Monitor:
                     "group, port and interface the same?", *self.faults()]
         lines = [f"listened {self.seconds:.1f} s to {where}: {heard.packets:,} packets, {heard.messages:,} messages, "
                  f"{size_text(heard.bytes)}", f"loss      {self.loss()}", *self.faults(),
-                 f"latency   sent to received {latency_text(heard.send_latency)}",
+                 f"latency   sent to here:   {latency_text(heard.send_latency)}",
+                 f"          feeder to here: {latency_text(heard.venue_latency)}",
                  f"books     {self.states()}"]
+        lines += [f"channel {channel.number}: the publisher ended session {channel.session.number}"
+                  for channel in heard.channels.values() if channel.session.ended]
         if args.book and not self.find_book():
             lines.append(f"no instrument {args.book} was defined in that time")
         return lines
@@ -360,7 +365,7 @@ def row(view):
 
 def latency_text(histogram):
     p50, p99 = histogram.percentiles((50, 99))
-    odd = f" ({histogram.negative:,} negative: the clocks differ)" if histogram.negative else ""
+    odd = f" ({histogram.negative:,} negative: clocks differ)" if histogram.negative else ""
     return f"p50 {time_text(p50)}, p99 {time_text(p99)}, max {time_text(histogram.max)}{odd}"
 
 
@@ -372,7 +377,7 @@ def reason_text(code):
     return REASONS[code] if code < len(REASONS) else str(code)
 
 
-def ladder(view, level_count):
+def ladder(view, level_count, width):
     """Return the lines of one book, best level first, bids on the left."""
     bids, asks = side_texts(view, view.bids, level_count), side_texts(view, view.asks, level_count)
     state = STATE_NAMES[view.state] if view.state == LIVE else f"{STATE_NAMES[view.state].upper()} ({view.reason})"
@@ -387,7 +392,7 @@ def ladder(view, level_count):
     blank = ("", "")
     rows = [(left[at] if at < len(left) else blank) + (right[at] if at < len(right) else blank)
             for at in range(max(len(left), len(right)))]
-    return lines + table(LADDER, rows, 200)
+    return lines + table(LADDER, rows, width)
 
 
 LADDER = (Column("bid quantity", ">", 2), Column("bid", ">", 0), Column("ask", "<", 0), Column("ask quantity", "<", 1))

@@ -261,6 +261,7 @@ class Receiver:
             view.refreshes += 1
             if in_step:
                 if view.bids == fresh_bids and view.asks == fresh_asks:
+                    view.last_venue_sequence = message.venue_sequence     # events below the window are not sent
                     return
                 self.mismatches += 1
                 self.last_mismatch = f"channel {channel.number} {view.label} at venue sequence {message.venue_sequence}"

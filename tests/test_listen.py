@@ -137,7 +137,7 @@ def test_everything_arrives(multicast, tmp_path, capsys):
     assert latency["send_to_receive_ns"]["count"] == 11 and latency["venue_receive_to_receive_ns"]["count"] == 30
     assert report["mismatches"] == report["crossed"] == report["internal_errors"] == 0
     out = capsys.readouterr().out
-    assert "0 messages lost" in out and "2 live, 0 syncing, 0 stale" in out
+    assert "messages lost 0" in out and "2 live, 0 syncing, 0 stale" in out
 
 
 def test_loss_is_named_and_is_exit_code_3(multicast, tmp_path, capsys):
@@ -148,7 +148,7 @@ def test_loss_is_named_and_is_exit_code_3(multicast, tmp_path, capsys):
     assert (report["gaps_total"], report["lost"]) == (1, 6)
     assert {one["state"] for one in report["instruments"]} == {"stale"}
     assert {one["reason"] for one in report["instruments"]} == {"gap"}
-    assert "1 gaps, 6 messages lost" in capsys.readouterr().out
+    assert "gaps 1, messages lost 6" in capsys.readouterr().out
 
 
 def test_nothing_received_is_exit_code_4(multicast, tmp_path, capsys):
@@ -172,6 +172,13 @@ def test_print_writes_json_lines_with_names_and_decimal_text(multicast, tmp_path
     assert snapshot["bids"] == [["61837.64", "1.5"], ["61837", "0.25"]]
     assert (trade["price"], trade["quantity"], trade["side"], trade["state"]) == ("61837.64", "0.05", "buy", "live")
     assert "listened" in captured.err
+
+
+def test_report_on_standard_output_is_all_there_is(multicast, capsys):
+    args = parse("--group", GROUP, "--port", free_port(), "--seconds", "0.05", "--report", "-")
+    assert listen.main(args) == 4
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["gaps_total"] == 0 and "nothing received" in captured.err
 
 
 def test_status_is_printed_with_its_reason(multicast, tmp_path, capsys):
@@ -202,13 +209,14 @@ def heard_by(publish):
 def test_ladder_aligns_points_and_hides_what_is_not_live():
     heard = heard_by(Publisher.open)
     view = heard.find("binance_spot:BTCUSDT")[0]
-    head, titles, *rows = listen.ladder(view, 20)
+    head, titles, *rows = listen.ladder(view, 20, 80)
     assert head.startswith("binance_spot:BTCUSDT  BTC/USDT  live  epoch 1")
     assert titles.split() == ["bid", "quantity", "bid", "ask", "ask", "quantity"]
     assert [line.split() for line in rows] == [["1.5", "61837.64", "61838", "1"], ["0.25", "61837"]]
     assert rows[0].index("61837.64") == rows[1].index("61837")
+    assert listen.ladder(view, 20, 25)[1].split() == ["bid", "ask"]
     heard.tick(wall_ns() + 60 * 10**9)
-    assert len(listen.ladder(view, 20)) == 1 and "STALE (silent)" in listen.ladder(view, 20)[0]
+    assert len(listen.ladder(view, 20, 80)) == 1 and "STALE (silent)" in listen.ladder(view, 20, 80)[0]
 
 
 @pytest.mark.parametrize("width, height", [(200, 60), (80, 24), (30, 12), (10, 3)])

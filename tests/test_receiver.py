@@ -8,6 +8,7 @@ from feeder import packet, receiver
 from feeder.instrument import Instrument
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
 from feeder.packet import INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, OrderBookItem
+from feeder.publish import Publisher as RealPublisher
 from feeder.receiver import Gap, Receiver
 
 SECOND = 10**9
@@ -207,6 +208,38 @@ def test_never_live_while_wrong_and_every_message_accounted_for(loss, duplicatio
     if not loss and not reorder:
         assert heard.gap_count == heard.lost == heard.ignored == heard.undefined == 0
         assert heard.by_type["increment"] > 100
+
+
+@pytest.mark.parametrize("depth", [1, 3, 20, 0])
+@pytest.mark.parametrize("packet_bytes", [256, 1472])
+def test_books_of_the_real_publisher(depth, packet_bytes):
+    seed = 100 + depth
+    print(f"seed {seed}")
+    dice = random.Random(seed)
+    heard = Receiver()
+    encoder = Encoder(START, 0, lambda view: heard.receive(view, START), lambda: START, packet_bytes)
+    publisher = RealPublisher(encoder, lambda *_: None)
+    instrument = Instrument(0, "okx", "A-B", None, 2, 3, depth)
+    publisher.define(instrument, 1, 1)
+    book = publisher.entries[0].book
+    for event in range(2_000):
+        bids, asks = ([value for _ in range(dice.randrange(8)) for value in (
+            low + int(abs(dice.gauss(0, 1)) * spread), dice.choice((0, 0, 1, 2, 3)))]
+            for low, spread in ((500, -dice.choice((5, 60, 400))), (501, dice.choice((5, 60, 400)))))
+        if event % 500 == 0:
+            publisher.snapshot(instrument, event, START, START, bids, asks)
+        else:
+            publisher.increment(instrument, event, START, START, bids, asks)
+        if event % 7 == 0:
+            publisher.refresh()
+        encoder.flush()
+        view = heard.views()[0]
+        assert view.state == publisher.entries[0].state == LIVE
+        assert event % 7 or view.last_venue_sequence == event
+        for side, truth in ((view.bids, book.bids), (view.asks, book.asks)):
+            flat_truth = truth.top(depth or None)
+            assert flat(side.levels()) == [value * (10**6, 10**5)[at % 2] for at, value in enumerate(flat_truth)]
+    assert heard.mismatches == heard.crossed == heard.lost == 0 and view.refreshes == 286
 
 
 def pair(**options):
