@@ -1,0 +1,87 @@
+"""The venue twin: an exchange on loopback that keeps the true books and can be told to misbehave.
+
+    market     the synthetic market, seeded          source     market or recording, paced
+    binance    the dialects as text                  faults     what can go wrong, and how to ask for it
+    server     WebSocket, REST and admin requests    command    `feeder venue`
+
+In this process: `server.Twin(loop, {"binance_spot": ["BTCUSDT"]}, rate=500)`. As a child: `spawn(["--rate", "500"])`.
+"""
+
+import http.client
+import json
+import os
+import subprocess
+import sys
+import threading
+from urllib.parse import urlencode, urlsplit
+
+from ..errors import HostError
+
+START_TIMEOUT_S = 60         # 2,048 symbols are built in some 15 s
+STOP_TIMEOUT_S = 10
+
+
+class Child:
+    """A twin in a process of its own. `info` is {venue: {websocket_url, rest_url, symbols}}; ends with close() or with us."""
+
+    def __init__(self, args):
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        path = os.pathsep.join(filter(None, (os.path.dirname(package), os.environ.get("PYTHONPATH"))))
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "feeder.twin.command", "--parent", *map(str, args)], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=path))
+        guard = threading.Timer(START_TIMEOUT_S, self.process.kill)
+        guard.start()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            guard.cancel()
+            guard.join()
+        if not line.startswith(b"{"):
+            self.close()
+            raise HostError(f"the venue twin did not start: exit code {self.process.returncode}, it said {line!r}; "
+                            f"arguments {list(args)}")
+        hello = json.loads(line)
+        self.info, self.seed, self.pid = hello["venue"], hello["seed"], hello["pid"]
+
+    def ask(self, venue, what, **parameters):
+        """An admin request: ask("binance_spot", "book", symbol="BTCUSDT"). Blocks; the JSON answer, HostError on a refusal."""
+        return ask(self.info[venue]["rest_url"], what, **parameters)
+
+    def close(self):
+        """End it; return its exit code."""
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            return self.process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def spawn(args=()):
+    """Start `feeder venue ARGS` as a child and wait until it listens."""
+    return Child(args)
+
+
+def ask(rest_url, what, **parameters):
+    """One admin request to a running twin, blocking."""
+    connection = http.client.HTTPConnection(urlsplit(rest_url).netloc, timeout=STOP_TIMEOUT_S)
+    try:
+        connection.request("GET", f"/twin/{what}?{urlencode(parameters)}", headers={"Connection": "close"})
+        answer = connection.getresponse()
+        body = answer.read()
+    except OSError as error:
+        raise HostError(f"the venue twin at {rest_url} does not answer /twin/{what}: {error}") from None
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise HostError(f"the venue twin refused /twin/{what} {parameters}: {body.decode(errors='replace')}")
+    return json.loads(body)

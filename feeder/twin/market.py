@@ -106,7 +106,7 @@ class Listing:
         self.seed = seed
         self.contiguous = contiguous
         self.levels = max(LEAST_LEVELS, min(levels, spec.first_ticks // 3))    # no room for more below a low price
-        self.level_limit = self.levels + self.levels // 20                     # so that a snapshot of `limit` holds all
+        self.level_limit = self.levels + max(self.levels // 20, NEAR_LEVELS)   # 950: 997, a 1000-level snapshot has all
         self.random = dice = random.Random(f"{seed} {spec.symbol}")
         size = 1 << POOL_BITS
         spread = max(spec.first_ticks * 0.0015, 300)       # median distance of a level from the touch, in ticks
@@ -190,13 +190,19 @@ class Listing:
         elif bid > fair:
             self._sweep(bids, fair + 1, events)
         elif ask - bid > 1 and chance() < 0.7:
+            at_fair = chance() < 0.6
             if fair > bid and (ask == fair + 1 or chance() < 0.5):
-                self._change(bids, fair if chance() < 0.6 else bid + 1 + int(chance() * (fair - bid)), self._size())
+                self._improve(bids, fair if at_fair else bid + 1 + int(chance() * (fair - bid)))
             else:
-                self._change(asks, -(fair + 1 if chance() < 0.6 else ask - 1 - int(chance() * (ask - fair - 1))), self._size())
+                self._improve(asks, -fair - 1 if at_fair else 1 - ask + int(chance() * (ask - fair - 1)))
         else:
             side = bids if chance() < 0.5 else asks
             self._change(side, side.keys[-1], self._size())
+
+    def _improve(self, side, key):
+        self._change(side, key, self._size())
+        if len(side.keys) > self.level_limit:
+            self._change(side, side.keys[0], 0)
 
     def _walk(self):
         chance, first = self.random.random, self.spec.first_ticks
@@ -258,7 +264,8 @@ class Listing:
             held = len(keys)
             near = chance() < NEAR_SHARE
             what = chance()
-            if 0.12 <= what < 0.2 or what >= 0.2 and chance() < 4.5 - 4 * held / levels:     # held back to `levels`
+            if 0.12 <= what < 0.2 or what >= 0.2 and (
+                    held < self.level_limit and chance() < 4.5 - 4 * held / levels):         # drawn back to `levels`
                 if near:
                     key = keys[-1 - int(chance() * min(held, NEAR_LEVELS))] - 1 - int(chance() * self.step_ticks)
                 else:

@@ -35,7 +35,6 @@ CONGESTED_BYTES = 1 << 20            # a recording at full speed waits for reade
 MAX_EARLY_BYTES = 16 << 10           # of a next request sent before the answer to the last
 CONNECTS_PER_5_MINUTES = 300         # per address at the real venue
 SLOW_SECONDS = 2.0                   # when a fault does not say
-STALE_ANSWERS = 1
 MAX_FAULTS_KEPT = 1_000
 
 log = logging.getLogger("feeder.twin")
@@ -194,14 +193,14 @@ class Peer:
             self.venue.twin.schedule_flush()
 
     def flush(self, now_ns):
-        out = self.out
-        if not out and not self.backlog:
+        if not (self.out or self.slow_until_ns):
             return
-        data = out[0] if len(out) == 1 else b"".join(out)
-        out.clear()
+        data = b"".join(self.out)
+        self.out.clear()
         if self.slow_until_ns:
             data = self.trickle(data, now_ns)
-        self.stream.write(data)
+        if data:
+            self.stream.write(data)
 
     def trickle(self, data, now_ns):
         """What a slow connection lets through now."""
@@ -535,6 +534,9 @@ class Twin:
         self._tick_timer = None
         self._flush_posted = False
         self._timers = []
+        self._admin = {"/twin/status": self._admin_status, "/twin/pause": self._admin_pause,
+                       "/twin/resume": self._admin_resume, "/twin/book": self._admin_book,
+                       "/twin/fault": self._admin_fault, "/twin/disconnect": self._admin_disconnect}
         try:
             for name, symbols in venues.items():
                 if name not in DIALECTS:
@@ -547,16 +549,20 @@ class Twin:
         except BaseException:
             self.close()
             raise
-        for venue in self.venues.values():
-            if not venue.source.waits_for_readers:
-                venue.source.start(self._started_ns)
-        self._schedule(self._started_ns)
+        loop.call_at(0, self._begin)         # the clock runs from the loop's first round, not while books are built
 
     @property
     def info(self):
         return {name: venue.info for name, venue in self.venues.items()}
 
     # --- the schedule
+
+    def _begin(self):
+        now_ns = self._started_ns = steady_ns()
+        for venue in self.venues.values():
+            if not venue.source.waits_for_readers:
+                venue.source.start(now_ns)
+        self._schedule(now_ns)
 
     def _schedule(self, now_ns):
         if self._tick_timer is not None:
@@ -647,12 +653,10 @@ class Twin:
         parameters = {name: values[0] for name, values in parse_qs(url.query).items()}
         status = 200
         try:
-            found = getattr(self, "_admin_" + url.path[len("/twin/"):], None)
-            if found is None:
-                status, answer = 404, {"error": "expected one of " + ", ".join(
-                    "/twin/" + name[len("_admin_"):] for name in sorted(vars(Twin)) if name.startswith("_admin_"))}
+            if url.path in self._admin:
+                answer = self._admin[url.path](venue, parameters)
             else:
-                answer = found(venue, parameters)
+                status, answer = 404, {"error": f"{url.path} is not served, expected one of {', '.join(self._admin)}"}
         except (ConfigError, ValueError) as error:
             status, answer = 400, {"error": str(error)}
         peer.answer(request, status, json.dumps(answer, separators=(",", ":")))
