@@ -28,7 +28,7 @@ def follow(listing, turns, check_each=1):
         for event in events:
             if event[0] == BBO:
                 _, _, update_id, bid, bid_lots, ask, ask_lots = event
-                assert event is events[-1] and update_id == listing.update_id >= last_id
+                assert event in events[-2:] and update_id == listing.update_id > last_id
                 assert (bid, bid_lots) == listing.bids.levels(1)[0] and (ask, ask_lots) == listing.asks.levels(1)[0]
                 assert bid < ask and bid_lots > 0 and ask_lots > 0
                 last_id = update_id

@@ -146,19 +146,25 @@ class Listing:
 
     def turn(self, now_ms):
         """Let one thing happen; return its events."""
+        events = []
         if self.messages_since_diff >= MESSAGES_A_DIFF or (
                 self.messages_since_diff and now_ms - self.diff_ms >= DIFF_WITHIN_MS):
             self._churn()
-            return self.flush(now_ms)
-        events = []
+            if self.random.random() < 0.5:       # so that a diff often ends on an id a BBO carried, as it does live
+                self._touch(events)
+                events.append(self._best())
+            return events + self.flush(now_ms)
         if self.random.random() < TRADE_SHARE:
             self._trade(events)
         else:
             self._touch(events)
-        bid, ask = self.bids.keys[-1], self.asks.keys[-1]
-        events.append((BBO, self, self.update_id, bid, self.bids.quantities[bid], -ask, self.asks.quantities[ask]))
+        events.append(self._best())
         self.messages_since_diff += len(events)
         return events
+
+    def _best(self):
+        bid, ask = self.bids.keys[-1], self.asks.keys[-1]
+        return (BBO, self, self.update_id, bid, self.bids.quantities[bid], -ask, self.asks.quantities[ask])
 
     def flush(self, now_ms):
         """The diff that folds all changes since the last one; [] when there were none."""
