@@ -22,6 +22,7 @@ class Pipeline:
         self.venues = {}
         self.recoveries = {}
         self.want_snapshot = want_snapshot
+        self.received_ns = 0          # stopwatch when the bytes in work arrived, 0 between; for latencies
         self.bad_messages = {}        # venue name -> how many payloads could not be read
 
     def venue(self, name, discover=False, depth=20):

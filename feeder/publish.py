@@ -11,6 +11,8 @@ something, becomes live within a round (the wiring calls it on a timer).
 """
 
 from feeder.book import Book
+from feeder.errors import NumberError
+from feeder.fixed import parse
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
 from feeder.packet import ALL_INSTRUMENTS, INCREMENT, REFRESH, SNAPSHOT
 
@@ -61,10 +63,10 @@ class Publisher:
         first, entry.exponents = entry.exponents is None, exponents
         if not first and entry.state == LIVE:     # receivers' ints have another meaning from here on
             self.stale(instrument, "precision", entry.recv_ns)
-            self.encoder.definition(instrument)
+            self.send_definition(entry)
             self.live(entry, entry.sequence, 0, entry.recv_ns)
         else:
-            self.encoder.definition(instrument)
+            self.send_definition(entry)
 
     def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
         entry = self.entries[instrument.instrument_id]
@@ -145,6 +147,12 @@ class Publisher:
         self.encoder.levels(SNAPSHOT, entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence,
                             event_ns, entry.recv_ns, bids, asks, flags)
 
+    def send_definition(self, entry):
+        instrument = entry.instrument
+        tick, lot = (scaled_size(text, exponent) for text, exponent in (
+            (instrument.tick, instrument.price_exponent), (instrument.lot, instrument.quantity_exponent)))
+        self.encoder.definition(instrument, tick, lot)
+
     def send_status(self, entry, recv_ns):
         self.encoder.status(entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence, recv_ns,
                             REASON_CODES[entry.reason], text=entry.reason)
@@ -159,11 +167,19 @@ class Publisher:
             return
         self.turn = (self.turn + 1) % len(self.entries)
         entry = self.entries[self.turn]
-        self.encoder.definition(entry.instrument)
+        self.send_definition(entry)
         if entry.state == LIVE:
             self.send_book(entry, 0, REFRESH)
         else:
             self.send_status(entry, entry.recv_ns)
+
+
+def scaled_size(text, exponent):
+    """Return a tick or lot at wire exponents; 0 is "not known"."""
+    try:
+        return parse(text, -exponent) if text else 0
+    except NumberError:
+        return 0
 
 
 def outside(instrument, flat):

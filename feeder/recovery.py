@@ -11,7 +11,7 @@ Hot:  depth while live; part of `feeder bench pipeline`.
                                  gap, crossed book, disconnect, bad numbers: STALE
 
 A snapshot is asked for (`want_snapshot`) when the first increment is in the buffer, so that it is surely not
-older than the stream. How increments link is the venue's rule (`follows`); snapshots that come unasked while
+older than the stream; one that comes before any increment waits for it. How increments link is the venue's rule (`follows`); snapshots that come unasked while
 LIVE change nothing. One instrument's trouble never touches another's.
 
 Bounds: MAX_BUFFERED increments an instrument; beyond that the oldest go, which a later gap check will find.
@@ -30,13 +30,15 @@ class Link:
     """One instrument's place in its venue's sequence."""
 
     __slots__ = ("state", "sequence", "bridged", "buffer", "waiting", "events", "old", "gaps", "resyncs", "reasons",
-                 "overflows", "late_snapshots", "attempts")
+                 "overflows", "late_snapshots", "attempts", "flowing", "early")
 
     def __init__(self):
         self.state = SYNCING
         self.sequence = 0            # the venue's id of what the book holds
         self.bridged = False         # an increment was applied since the snapshot
         self.buffer = deque(maxlen=MAX_BUFFERED)
+        self.flowing = False         # an increment has come since the last resync
+        self.early = None            # a snapshot that came before
         self.waiting = False         # a snapshot is on order
         self.attempts = 0            # snapshots asked for in this sync
         self.events = 0              # book events passed on: snapshots and increments
@@ -66,9 +68,14 @@ class Recovery:
         return link
 
     def define(self, instrument, price_scale, quantity_scale):
-        buffer = self.link(instrument).buffer
-        for number, (*ids, bids, asks) in enumerate(buffer):
-            buffer[number] = (*ids, scaled(bids, price_scale, quantity_scale), scaled(asks, price_scale, quantity_scale))
+        link = self.link(instrument)
+        if price_scale != 1 or quantity_scale != 1:
+            for number, (*ids, bids, asks) in enumerate(link.buffer):
+                link.buffer[number] = (*ids, scaled(bids, price_scale, quantity_scale),
+                                       scaled(asks, price_scale, quantity_scale))
+            if link.early is not None:
+                *ids, bids, asks = link.early
+                link.early = (*ids, scaled(bids, price_scale, quantity_scale), scaled(asks, price_scale, quantity_scale))
         self.sink.define(instrument, price_scale, quantity_scale)
 
     def depth(self, instrument, first, last, previous, event_ns, recv_ns, bids, asks):
@@ -89,7 +96,11 @@ class Recovery:
         if len(link.buffer) == MAX_BUFFERED:
             link.overflows += 1
         link.buffer.append((first, last, previous, event_ns, recv_ns, bids, asks))
-        if not link.waiting:
+        link.flowing = True
+        if link.early is not None:
+            early, link.early = link.early, None
+            self.snapshot(instrument, *early)
+        elif not link.waiting:
             self.order(instrument, link)
 
     def order(self, instrument, link):
@@ -103,6 +114,9 @@ class Recovery:
         link.waiting = False
         if link.state == LIVE:
             link.late_snapshots += 1
+            return
+        if not link.flowing:
+            link.early = sequence, event_ns, recv_ns, bids, asks
             return
         buffer = link.buffer
         while buffer:                # what the snapshot already holds
@@ -140,6 +154,8 @@ class Recovery:
             link.reasons[reason] += 1
             self.sink.stale(instrument, reason, recv_ns)
         link.buffer.clear()
+        link.flowing = False
+        link.early = None
 
     def snapshot_failed(self, instrument):
         """The ordered snapshot will not come; the next increment orders again."""

@@ -43,6 +43,15 @@ def decoder_rows(venues):
                          "not_market_trades": venue.not_market} for venue in venues}
 
 
+def check_writable(path):
+    """Find out before a long run, not after it, that its report could not be written."""
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise HostError(f"report {path}: {error.strerror}") from None
+
+
 def write(report, path):
     """Write a report as one JSON object to a file, or to standard output for "-"."""
     text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"

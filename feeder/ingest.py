@@ -1,0 +1,373 @@
+"""From venues to the pipeline: connections kept alive, subscriptions, snapshots within the venue's budget.
+
+    Feed (a venue) ─┬─ LineConnection ... one WebSocket each: connect, upgrade, subscribe, decode, reconnect for ever
+                    └─ SnapshotQueue ... REST books: spaced by weight, few at once, retried, 429 obeyed
+
+One Feed has one budget of connects and one of request weight. A connection that brings no market data for
+`stale_after_s` is dead, however well it pings. What a lost connection carried goes STALE at once and alone.
+
+Hot:  LineConnection.on_data; measured by `feeder bench wire`.
+"""
+
+import base64
+import logging
+import os
+import random
+from collections import deque
+from urllib.parse import urlsplit
+
+from feeder import clock, fixed
+from feeder.errors import FeederError, NumberError, VenueError
+from feeder.log import Limited
+from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, connect, proxy_for, tls_context
+from feeder.venue.contract import ACK, ERROR, SHUTDOWN
+from feeder.websocket import BINARY, CLIENT, CLOSE, TEXT, ClientHandshake, Connection, DeflateOptions
+
+log = logging.getLogger("feeder.ingest")
+
+SUBSCRIBE_EVERY_NS = 300 * clock.MILLISECOND      # Binance: 5 messages a second in all, pongs included
+CONNECT_WINDOW_NS = 300 * clock.SECOND
+SNAPSHOTS_AT_ONCE = 2
+SNAPSHOT_RETRY_FIRST_NS, SNAPSHOT_RETRY_CAP_NS = 250 * clock.MILLISECOND, 3 * clock.SECOND
+MAX_RETRY_AFTER_S = 300
+DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
+
+
+class LineConnection:
+    """One connection of a venue and the streams on it."""
+
+    def __init__(self, feed, number, line):
+        self.feed = feed
+        self.name = f"{feed.name}/{number}"
+        self.line = line
+        self.backoff = Backoff(random=feed.random)
+        self.stream = self.handshake = self.websocket = None
+        self.timer = None                 # the next connect, or the next look at silence
+        self.texts = deque()              # subscriptions not sent yet
+        self.connected = False
+        self.backoff_used = False
+        self.connects = 0
+        self.data_ns = 0                  # when market data last came
+        symbols = {feed.venue.symbol_of(stream) for stream in line.streams}
+        self.instruments = [each for each in feed.instruments if each.symbol in symbols]
+
+    def start(self):
+        now_ns = clock.steady_ns()
+        at_ns = self.feed.connect_budget.acquire_at(now_ns)
+        if at_ns > now_ns:
+            log.warning("%s: connect budget used up, next connect in %.1f s", self.name, (at_ns - now_ns) / clock.SECOND)
+        self.timer = self.feed.loop.call_at(at_ns, self.connect)
+
+    def connect(self):
+        feed = self.feed
+        url = urlsplit(feed.config.websocket_url)
+        self.connects += 1
+        secure = url.scheme == "wss"
+        port = url.port or DEFAULT_PORTS[url.scheme]
+        deflate = DeflateOptions() if feed.config.compression else None
+        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
+        self.handshake = ClientHandshake(
+            host if port == DEFAULT_PORTS[url.scheme] else f"{host}:{port}", url.path.rstrip("/") + self.line.path,
+            base64.b64encode(os.urandom(16)).decode(), headers=[("User-Agent", "feeder")], deflate=deflate)
+        self.websocket = None
+        log.info("%s: connecting to %s:%s", self.name, url.hostname, port)
+        self.stream = connect(
+            feed.loop, url.hostname, port, tls=feed.tls if secure else None,
+            proxy=proxy_for(f"{'https' if secure else 'http'}://{url.hostname}:{port}", feed.config.proxy or None),
+            options=SocketOptions(recv_buffer_bytes=feed.config.recv_buffer_bytes),
+            on_open=self.on_open, on_data=self.on_first_data, on_close=self.on_close)
+
+    def on_open(self, stream):
+        stream.write(self.handshake.request)
+
+    def on_first_data(self, stream, data, recv_ns):
+        """Bytes of the upgrade's answer; whatever follows it are frames."""
+        try:
+            rest = self.handshake.receive(data)
+        except VenueError as error:
+            stream.close(error)
+            return
+        if rest is None:
+            return
+        self.websocket = Connection(CLIENT, max_message_bytes=self.feed.config.max_message_bytes,
+                                    deflate=self.handshake.deflate)
+        self.connected = True
+        self.data_ns = clock.steady_ns()
+        self.texts.extend(self.feed.venue.subscribe(self.line.streams, self.feed.next_request_id(len(self.line.streams))))
+        log.info("%s: connected, subscribing %d streams", self.name, len(self.line.streams))
+        self.feed.line_changed(self, recv_ns)
+        stream.on_data = self.on_data
+        self.send_subscription()
+        self.watch_silence()
+        if rest:
+            self.on_data(stream, rest, recv_ns)
+
+    def send_subscription(self):
+        if self.texts and self.connected:
+            self.stream.write(self.websocket.send(TEXT, self.texts.popleft().encode()))
+            self.feed.loop.call_after(SUBSCRIBE_EVERY_NS, self.send_subscription)
+
+    def watch_silence(self):
+        """Look now and then whether data still comes; only data counts, not pings and not acknowledgements."""
+        if not self.connected:
+            return
+        limit_ns = int(self.feed.config.stale_after_s * clock.SECOND)
+        silent_ns = clock.steady_ns() - self.data_ns
+        if silent_ns >= limit_ns:
+            self.feed.silences += 1
+            self.stream.close(VenueError(f"no market data for {silent_ns / clock.SECOND:.1f} s"))
+            return
+        self.timer = self.feed.loop.call_after(max(limit_ns - silent_ns, 10 * clock.MILLISECOND), self.watch_silence)
+
+    def on_data(self, stream, data, recv_ns):
+        feed = self.feed
+        websocket = self.websocket
+        pipeline = feed.pipeline
+        pipeline.received_ns = clock.stopwatch_ns()
+        venue, decode = feed.venue, feed.venue.decode
+        taken = venue.likely
+        for opcode, payload in websocket.receive(data):
+            if opcode == TEXT or opcode == BINARY:
+                try:
+                    notice = decode(payload, recv_ns)
+                except (VenueError, NumberError) as error:
+                    feed.bad_message(error)
+                else:
+                    if notice is not None:
+                        self.on_notice(notice)
+            elif opcode == CLOSE:
+                stream.close(VenueError(f"closed by the venue: {payload[0]} {payload[1]}".rstrip()))
+        feed.flush()
+        pipeline.received_ns = 0
+        outgoing = websocket.take_outgoing()
+        if outgoing:
+            stream.write(outgoing)
+        if websocket.fault is not None:
+            stream.close(websocket.fault)
+        if venue.likely != taken:
+            self.data_ns = clock.steady_ns()
+            if self.backoff_used:
+                self.backoff.reset()          # data came, not merely a connection
+                self.backoff_used = False
+
+    def on_notice(self, notice):
+        feed = self.feed
+        if notice.kind == ACK:
+            log.debug("%s: acknowledged %s", self.name, notice.request_id)
+        elif notice.kind == ERROR:
+            feed.venue_errors += 1
+            feed.limited.warning(("error", self.name), "%s: the venue says: %s (request %s)",
+                                 self.name, notice.text, notice.request_id)
+        elif notice.kind == SHUTDOWN:
+            self.stream.close(VenueError(notice.text))
+
+    def on_close(self, stream, error):
+        feed = self.feed
+        recv_ns = clock.wall_ns()
+        was_connected, self.connected = self.connected, False
+        self.texts.clear()
+        if self.timer is not None:
+            self.timer.cancel()
+        if feed.closing:
+            return
+        log.warning("%s: connection lost: %s", self.name, error or "closed by the peer")
+        feed.last_error = str(error or "closed by the peer")
+        if was_connected:
+            feed.disconnects += 1
+            feed.recovery.disconnect(self.instruments, recv_ns)
+            feed.line_changed(self, recv_ns)
+            feed.flush()
+        pause_ns = self.backoff.next_ns()
+        self.backoff_used = True
+        self.timer = feed.loop.call_after(pause_ns, self.start)
+
+    def close(self):
+        if self.timer is not None:
+            self.timer.cancel()
+        if self.stream is not None:
+            if self.connected:
+                self.stream.write(self.websocket.close(1000))
+            self.stream.close()
+
+
+class SnapshotQueue:
+    """Orders of REST books, served in order within a weight budget.
+
+    A bucket of a quarter of the minute's weight, refilled at three quarters of it a minute: no window of 60 s spends
+    more than the budget, and a few instruments need not wait at all.
+    """
+
+    def __init__(self, feed):
+        self.feed = feed
+        self.per_minute = feed.config.snapshot_weight_per_minute
+        self.capacity = self.per_minute / 4
+        self.level = self.capacity
+        self.filled_ns = clock.steady_ns()
+        self.waiting = deque()
+        self.running = 0
+        self.timer = None
+        self.pause_until_ns = 0
+        self.requested = self.failed = 0
+        self.fetcher = feed.fetcher
+
+    def order(self, instrument, attempt):
+        """Fetch the book of an instrument; repeated attempts wait, so that a venue that lags is not flooded."""
+        if attempt:
+            ceiling = min(SNAPSHOT_RETRY_CAP_NS, SNAPSHOT_RETRY_FIRST_NS << min(attempt - 1, 10))
+            self.feed.loop.call_after(self.feed.random.randrange(ceiling // 2, ceiling + 1), lambda: self.put(instrument))
+        else:
+            self.put(instrument)
+
+    def put(self, instrument):
+        self.waiting.append(instrument)
+        self.serve()
+
+    def serve(self):
+        if self.feed.closing:
+            return
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        while self.waiting and self.running < SNAPSHOTS_AT_ONCE:
+            now_ns = clock.steady_ns()
+            self.level = min(self.capacity, self.level + (now_ns - self.filled_ns) * 0.75 * self.per_minute / 60e9)
+            self.filled_ns = now_ns
+            instrument = self.waiting[0]
+            request = self.feed.venue.snapshot_request(instrument, self.feed.config.snapshot_limit)
+            weight = min(request.weight, self.capacity)       # a budget below one request still serves, slowly
+            wait_ns = max(self.pause_until_ns - now_ns,
+                          int((weight - self.level) / (0.75 * self.per_minute) * 60e9) if weight > self.level else 0)
+            if wait_ns > 0:
+                self.timer = self.feed.loop.call_after(wait_ns + 1, self.serve)
+                return
+            self.level -= weight
+            self.waiting.popleft()
+            self.running += 1
+            self.requested += 1
+            self.fetcher.get(self.feed.config.rest_url.rstrip("/") + request.path,
+                             lambda answer, instrument=instrument: self.done(instrument, answer))
+
+    def done(self, instrument, answer):
+        feed = self.feed
+        self.running -= 1
+        if answer.error is None and answer.status == 200:
+            error = feed.pipeline.decode_snapshot(feed.venue, instrument, answer.body, answer.recv_ns)
+            feed.flush()
+        else:
+            error = answer.error or f"HTTP {answer.status} {answer.body[:120]!r}"
+            if answer.status in (418, 429):
+                self.pause_until_ns = clock.steady_ns() + retry_after_ns(answer.headers)
+        if error is not None:
+            self.failed += 1
+            feed.last_error = f"snapshot of {instrument.symbol}: {error}"
+            feed.limited.warning(("snapshot", instrument.symbol), "%s: %s", feed.name, feed.last_error)
+            self.order(instrument, 1 + feed.recovery.link(instrument).attempts)
+        self.serve()
+
+
+def retry_after_ns(headers):
+    """Return how long a 429 or 418 asks us to wait; a second where it does not say."""
+    text = headers.get("retry-after", "")
+    return min(int(text), MAX_RETRY_AFTER_S) * clock.SECOND if text.isdigit() and len(text) < 9 else clock.SECOND
+
+
+class Feed:
+    """One venue's whole input. Args: loop; pipeline; config (a VenueConfig); names {(venue, symbol): common name}."""
+
+    def __init__(self, loop, pipeline, config, names, rng=None):
+        self.loop = loop
+        self.pipeline = pipeline
+        self.config = config
+        self.name = config.name
+        self.random = rng or random.Random()
+        self.limited = Limited(log, 10)
+        self.closing = False
+        self.flush = pipeline.encoder.flush
+        self.disconnects = self.silences = self.venue_errors = 0
+        self.last_error = ""
+        self.request_id = 1
+        self.unknown_symbols = []
+        self.silent_symbols = []
+        self.venue = pipeline.venue(config.name)
+        self.recovery = pipeline.recoveries[config.name]
+        self.instruments = [pipeline.define(self.venue, symbol, name=names.get((config.name, symbol)),
+                                            depth=config.published_depth) for symbol in config.symbols]
+        self.connect_budget = ConnectBudget(config.connects_per_5_minutes, CONNECT_WINDOW_NS)
+        secure = "s://" in config.websocket_url or "s://" in config.rest_url
+        self.tls = tls_context(config.ca_file or None, config.verify_tls) if secure else None
+        self.fetcher = Fetcher(loop, SNAPSHOTS_AT_ONCE, tls=self.tls,
+                               proxy=proxy_for(config.rest_url, config.proxy or None))
+        self.snapshots = SnapshotQueue(self)
+        self.lines = [LineConnection(self, number, line) for number, line in enumerate(self.venue.lines(
+            config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection))]
+
+    def start(self):
+        request = self.venue.instruments_request(self.config.symbols)
+        self.fetcher.get(self.config.rest_url.rstrip("/") + request.path, self.on_instruments)
+        for line in self.lines:
+            line.start()
+        self.loop.call_after(int(self.config.first_data_deadline_s * clock.SECOND), self.check_first_data)
+
+    def next_request_id(self, stream_count):
+        first, self.request_id = self.request_id, self.request_id + stream_count
+        return first
+
+    def on_instruments(self, answer):
+        """Ticks and lots make definitions complete and find misspelt symbols; the feed runs without them, too."""
+        try:
+            if answer.error is not None or answer.status != 200:
+                raise VenueError(answer.error or f"HTTP {answer.status}")
+            known = self.venue.decode_instruments(answer.body)
+            for instrument in self.instruments:
+                if instrument.symbol not in known:
+                    self.unknown_symbols.append(instrument.symbol)
+                    continue
+                instrument.tick, instrument.lot = known[instrument.symbol]
+                decimals = fixed.decimals_of(instrument.tick)
+                if decimals > instrument.price_decimals:
+                    self.venue.widen(instrument, "price", decimals)
+        except FeederError as error:
+            self.last_error = f"instrument list: {error}"
+            log.warning("%s: no instrument list, ticks are learned from the data: %s", self.name, error)
+        if self.unknown_symbols:
+            log.error("%s: the venue does not list %s; check the spelling in its configuration",
+                      self.name, ", ".join(self.unknown_symbols))
+        self.flush()
+
+    def check_first_data(self):
+        """A venue acknowledges a symbol it does not know and stays silent; only a deadline finds that."""
+        entries = self.pipeline.publisher.entries
+        for instrument in self.instruments:
+            entry = entries[instrument.instrument_id]
+            if not (entry.events or entry.trades or entry.bbos or self.recovery.link(instrument).flowing):
+                self.silent_symbols.append(instrument.symbol)
+        if self.silent_symbols and not self.closing:
+            log.error("%s: no data within %g s for %s: unknown to the venue, or not traded",
+                      self.name, self.config.first_data_deadline_s, ", ".join(self.silent_symbols))
+
+    def bad_message(self, error):
+        self.pipeline.bad_messages[self.name] += 1
+        self.last_error = str(error)
+        self.limited.warning("bad message", "%s", error)
+
+    def line_changed(self, line, recv_ns):
+        self.pipeline.publisher.venue_status(self.name, all(each.connected for each in self.lines),
+                                             "none" if line.connected else "disconnect", recv_ns)
+
+    def row(self):
+        """What the report tells about this venue."""
+        return {"venue": self.name, "lines": len(self.lines), "connected": sum(line.connected for line in self.lines),
+                "connects": sum(line.connects for line in self.lines), "disconnects": self.disconnects,
+                "silences": self.silences, "bad_messages": self.pipeline.bad_messages[self.name],
+                "venue_errors": self.venue_errors, "snapshots_requested": self.snapshots.requested,
+                "snapshots_failed": self.snapshots.failed, "snapshots_waiting": len(self.snapshots.waiting),
+                "unknown_symbols": self.unknown_symbols, "silent_symbols": self.silent_symbols,
+                "last_error": self.last_error,
+                "received_bytes": sum(line.stream.bytes_in for line in self.lines if line.stream is not None)}
+
+    def close(self):
+        self.closing = True
+        for line in self.lines:
+            line.close()
+        self.fetcher.close()
+        self.limited.flush()
