@@ -72,19 +72,20 @@ def to_text(value, decimals):
 
 
 def rescale(value, decimals, wanted=WIRE_DECIMALS):
-    """Return the scaled int `value` at another number of decimals.
+    """Return the scaled int `value` at another number of decimals, both 0 to 36.
 
-    The plan's precision rules: 8 is likely and costs nothing, fewer multiply, more must not lose a digit.
+    The plan's precision rules: 8 is likely and changes nothing, fewer multiply, more must not lose a digit.
     Raises: PrecisionError, RangeError.
     """
-    if decimals == wanted:
-        return value
     if decimals < wanted:
-        value *= POWERS[wanted - decimals]
-        if not -INT64_MAX <= value <= INT64_MAX:
-            raise RangeError(f"{value} at {wanted} decimals does not fit 64 bits")
-        return value
-    value, lost = divmod(value, POWERS[decimals - wanted])
-    if lost:
-        raise PrecisionError(f"{to_text(value, wanted)}… has more than {wanted} decimals", decimals)
-    return value
+        scaled = value * POWERS[wanted - decimals]
+    elif decimals == wanted:
+        scaled = value
+    else:
+        scaled, lost = divmod(value, POWERS[decimals - wanted])
+        if lost:
+            text = to_text(value, decimals)
+            raise PrecisionError(f"{text} has more than {wanted} decimals", len(text.partition(".")[2]))
+    if not -INT64_MAX <= scaled <= INT64_MAX:
+        raise RangeError(f"{to_text(value, decimals)} at {wanted} decimals does not fit 64 bits")
+    return scaled

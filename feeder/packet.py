@@ -47,7 +47,7 @@ LAST, FIRST, REFRESH = 1, 2, 4   # message flags: ends an event; begins a snapsh
 HEARTBEAT, END = 1, 2         # packet flags: nothing but the next sequence; the session is over
 
 ALL_INSTRUMENTS = 0xFFFFFFFF  # instrument id of a status that concerns a whole venue
-MAX_PACKET_BYTES = 65_000
+MAX_PACKET_BYTES = 65_507     # IPv4 has no room for more; the sizes in headers are 16 bits too
 DEFAULT_PACKET_BYTES = 1472   # Ethernet's 1,500 less IPv4 and UDP headers
 BODY_OFFSET = MESSAGE.size
 
