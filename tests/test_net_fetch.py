@@ -4,8 +4,9 @@ import time
 
 import pytest
 from net_peers import ConnectProxy, Peer, authority, loop, read_head, run_until  # noqa: F401
-from test_net_stream import dead_port
+from test_net_stream import dead_port, join_lookups
 
+import feeder.net.fetch
 import feeder.net.resolve
 from feeder.net import Fetcher, Loop, Proxy, server_tls_context, tls_context
 
@@ -246,12 +247,22 @@ def test_close_does_not_wait_for_anyone(loop, authority, monkeypatch, stage):
     fetcher.close()
     assert time.monotonic() - start < 2
     release.set()
+    join_lookups()
     for _ in range(3):
         loop.run_once(0)
     assert not answers
     with pytest.raises(RuntimeError, match="closed"):
         fetcher.get("http://127.0.0.1/", answers.append)
     peer.close()
+
+
+def test_a_request_cancelled_right_before_it_connects_does_not(open_site, monkeypatch):
+    site = open_site(http("200 OK", b"x"))
+    request = feeder.net.fetch._Request(site.url(), None, 5, 1000)
+    real = feeder.net.fetch.lookup
+    monkeypatch.setattr(feeder.net.fetch, "lookup", lambda *args: (real(*args), request.cancel()))
+    assert request.perform(None, None).error == f"{site.url()}: cancelled"
+    assert not site.heads
 
 
 def test_close_at_any_moment(open_site):

@@ -6,7 +6,7 @@ import threading
 import pytest
 from net_peers import loop, run_until  # noqa: F401
 
-from feeder.clock import MILLISECOND, SECOND, steady_ns
+from feeder.clock import MILLISECOND, SECOND, sleep, steady_ns
 from feeder.net import Loop
 
 
@@ -190,8 +190,8 @@ def test_posts_of_many_threads_all_arrive_each_thread_in_order(loop):
 
 
 def test_a_post_wakes_a_loop_that_waits_without_limit(loop):
-    for _ in range(200):                     # each is a race between going to sleep and being woken
-        thread = threading.Thread(target=loop.post, args=(loop.stop,))
+    for number in range(60):                 # the loop is about to sleep, or sleeps: nothing tells from outside
+        thread = threading.Thread(target=lambda: (sleep(number % 4 / 1000), loop.post(loop.stop)))
         thread.start()
         loop.run()
         thread.join()

@@ -39,6 +39,13 @@ def server(loop):
         stream.abort()
 
 
+def join_lookups():
+    """Wait for the lookup threads a test let hang, before it hands the patched functions back."""
+    for thread in threading.enumerate():
+        if thread.name == "feeder-lookup":
+            thread.join()
+
+
 def dead_port():
     with socket.create_server(("127.0.0.1", 0)) as probe:
         return probe.getsockname()[1]
@@ -73,6 +80,18 @@ def test_bytes_both_ways_then_an_orderly_end_on_both_sides(loop, server):
     for _ in range(3):
         loop.run_once(0)
     assert events.closed == [None] and loop.errors == 0
+
+
+def test_ipv6_works_where_the_host_has_it(loop):
+    try:
+        listener = listen(loop, "::1", 0, lambda stream: stream.close())
+    except (HostError, OSError) as error:
+        pytest.skip(f"no IPv6 loopback here: {error}")
+    events = Events()
+    stream = connect(loop, "::1", listener.port, **events.callbacks)
+    run_until(loop, lambda: events.closed)
+    assert events.opened and events.closed == [None] and stream.peer == f"[::1]:{listener.port}"
+    listener.close()
 
 
 def test_nagle_is_off(loop, server):
@@ -240,6 +259,18 @@ def test_a_silent_address_times_out(loop, full_port):
     assert "connecting: no success within 0.1 s" in events.error and str(full_port) in events.error
 
 
+def test_the_timeout_is_over_once_open(loop):
+    server = Server(loop, timeout_ns=30 * MILLISECOND)
+    stream, events, far, far_events = opened(loop, server, timeout_ns=30 * MILLISECOND)
+    passed = []
+    loop.call_after(60 * MILLISECOND, lambda: passed.append(1))
+    run_until(loop, lambda: passed)
+    assert stream.is_open and far.is_open
+    stream.close()
+    run_until(loop, lambda: far_events.closed)
+    server.listener.close()
+
+
 def test_a_silent_address_leaves_time_for_the_next(loop, server, full_port, monkeypatch):
     addresses = [(socket.AF_INET, ("127.0.0.1", full_port)), (socket.AF_INET, ("127.0.0.1", server.port))]
     monkeypatch.setattr(feeder.net.stream, "lookup", lambda host, port, on_done: on_done(list(addresses)))
@@ -285,6 +316,7 @@ def test_a_mute_name_server_stalls_only_its_own_connection(loop, server, monkeyp
     run_until(loop, lambda: events.closed)
     assert events.error == "slow.test:443: resolving: no success within 0.2 s"
     release.set()
+    join_lookups()
     stream.close()
 
 
@@ -306,6 +338,7 @@ def test_lookups_under_way_are_bounded(loop, monkeypatch):
     assert "lookups are under way" in second.error and not first.closed
     release.set()
     run_until(loop, lambda: first.closed)
+    join_lookups()
 
 
 # -- faults of callbacks and misuse

@@ -35,10 +35,11 @@ def test_the_right_name_and_authority(loop, server, authority, host):
     assert attempt(loop, server, tls=tls_context(authority.ca_file), server_name="feed.test") == "None"
 
 
-def test_the_wrong_name(loop, server, authority):
+def test_the_wrong_name(loop, server, authority, caplog):
     error = attempt(loop, server, tls=tls_context(authority.ca_file), server_name="other.test")
     assert "TLS handshake: certificate not accepted: " in error and "other.test" in error
-    run_until(loop, lambda: server.listener.failed == 1)     # it was told, by an alert
+    run_until(loop, lambda: server.listener.failed == 1)
+    assert "alert" in caplog.text.lower()                    # the server was told why
 
 
 def test_an_unknown_authority_is_refused_with_the_remedy(loop, server, authority, tmp_path):

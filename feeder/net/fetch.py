@@ -59,7 +59,7 @@ class Answer:
 
 class Fetcher:
     def __init__(self, loop, threads=2, tls=None, proxy=None, queue_limit=4096):
-        """`tls`: context for https, the system's authorities unless given. `proxy`: a Proxy for all requests, or None."""
+        """`tls`: context for https, by default the system's authorities. `proxy`: a Proxy for all requests, or None."""
         self.queue_limit = queue_limit
         self.waiting = 0                 # asked for and not yet answered; the loop's thread alone touches it
         self._loop = loop

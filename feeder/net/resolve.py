@@ -21,9 +21,11 @@ def lookup(host, port, on_done):
     A numeric address is answered at once in the caller's thread, a name later in another one.
     """
     try:
-        return on_done(_addresses(host, port, socket.AI_NUMERICHOST))
+        addresses = _addresses(host, port, socket.AI_NUMERICHOST)
     except (OSError, UnicodeError):
         pass                             # a name, then
+    else:
+        return on_done(addresses)
     if not _slots.acquire(blocking=False):
         return on_done(NetworkError(f"{MAX_LOOKUPS} name lookups are under way already, no more are started"))
     try:

@@ -75,9 +75,9 @@ def listen(loop, host, port, on_accept, *, tls=None, options=None, max_pending_b
 class Stream:
     """Made by `connect` and by a Listener.
 
-    Attributes: `name` (what was asked for, "host:port", for messages), `peer` and `local` (texts "address:port", None before they
-    are known), `stage`, `bytes_in` and `bytes_out` (the owner's bytes, not TLS's), `recv_buffer_bytes`,
-    `send_buffer_bytes` (what the kernel gave), `owner` (free for whoever uses the stream).
+    Attributes: `name` (what was asked for, "host:port", for messages), `peer` and `local` (texts "address:port",
+    None before they are known), `stage`, `bytes_in` and `bytes_out` (the owner's bytes, not TLS's),
+    `recv_buffer_bytes` and `send_buffer_bytes` (what the kernel gave), `owner` (free for whoever uses the stream).
     """
 
     def __init__(self, loop, name, options, max_pending_bytes):
@@ -127,9 +127,8 @@ class Stream:
             return
         if self.stage is OPEN:
             if self._tls is not None:
-                self._tls.goodbye()
-                self._send(self._tls.take())
-            if self._pending:            # empty too if that send found the peer gone, and finished the stream
+                self._say_goodbye()
+            if self._pending:
                 self.stage = CLOSING
                 self._error = error
                 self._watch(write=self._writable)
@@ -348,6 +347,17 @@ class Stream:
         if not pending:
             self._watch(read=self._readable, write=self._writable)
         pending += data
+
+    def _say_goodbye(self):
+        self._tls.goodbye()
+        notice = self._tls.take()
+        if self._pending:
+            self._pending += notice      # a few bytes; they may pass the bound
+            return
+        try:
+            self._socket.send(notice)
+        except OSError:                  # peers that do not wait for it are common, and no reason for an error
+            pass
 
     def _writable(self):
         try:
