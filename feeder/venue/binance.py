@@ -24,7 +24,8 @@ from feeder.venue import shape
 from feeder.venue.contract import ACK, ERROR, GAP, NEXT, OLD, SHUTDOWN, Line, Notice, Request, Venue
 
 INT64 = 1 << 63
-MICROSECONDS_FROM = 10**14      # a time above this is in µs (timeUnit=MICROSECOND), below in ms
+MICROSECONDS_FROM = INT64 // 10**6  # a time from here on would not fit as ms: it is in µs (timeUnit=MICROSECOND)
+MAX_TIME = INT64 // 1_000
 MAX_LEARNED_PER_STREAM = 8      # a stream whose shape keeps changing is not worth learning
 MAX_STREAMS, MAX_PATTERNS = 16_384, 512     # a hostile venue may not make us learn for ever
 STREAMS_PER_MESSAGE = 100       # §2: some 100 per SUBSCRIBE are customary
@@ -34,7 +35,7 @@ is_diff_stream = re.compile(r".+@depth(?:@[0-9]+ms)?").fullmatch
 
 
 def nanoseconds(time):
-    return time * 1_000 if time > MICROSECONDS_FROM else time * 1_000_000
+    return time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000
 
 
 class Binance(Venue):
@@ -121,15 +122,18 @@ class Binance(Venue):
 
     def learn(self, payload, stream, instrument, kind, data):
         """Learn the shape of a message that json has read and the sink has taken."""
+        if not stream.isascii() or not stream.startswith(instrument.symbol.lower() + "@"):
+            return
         key = stream.encode()
         times = self.learned.get(key, 0)
-        if (times >= MAX_LEARNED_PER_STREAM or not stream.startswith(instrument.symbol.lower() + "@")
-                or payload[STREAM_AT:STREAM_AT + len(key) + 1] != key + b'"'
-                or len(self.learned) >= MAX_STREAMS or len(self.patterns) >= MAX_PATTERNS):
+        if (times >= MAX_LEARNED_PER_STREAM or len(self.learned) >= MAX_STREAMS or len(self.patterns) >= MAX_PATTERNS):
             return
+        if not (payload.startswith(b'{"stream":"' + key + b'","data":{') and payload.endswith(b"}}")
+                and payload.count(b"{") == 2):
+            return                    # what a pattern reads must be where json reads it: in `data` and not deeper
         price = shape.number(instrument.price_decimals, 18 + instrument.price_exponent)
         quantity = shape.number(instrument.quantity_decimals, 18 + instrument.quantity_exponent)
-        slots = {b"stream": shape.ANY_NAME, b"s": shape.NAME, b"E": shape.COUNT}
+        slots = {b"stream": shape.ANY_NAME, b"s": shape.NAME, b"E": shape.TIME}
         cut = None
         if kind == "depth":
             sample = next((level for side in (data["b"], data["a"]) for level in side), None)
@@ -146,10 +150,10 @@ class Binance(Venue):
         elif kind == "bbo":
             slots.update({b"u": shape.COUNT, b"b": price, b"B": quantity, b"a": price, b"A": quantity})
         else:
-            slots.update({b"T": shape.COUNT, b"p": price, b"q": quantity, b"m": shape.BOOLEAN,
+            slots.update({b"T": shape.TIME, b"p": price, b"q": quantity, b"m": shape.BOOLEAN,
                           b"t" if kind == "trade" else b"a": shape.COUNT})
         learned = shape.learn(payload, slots)
-        if learned is None or any(learned[1].count(name) > 1 for name in learned[1]):
+        if learned is None:
             return
         pattern, names = learned
         groups = {name.decode(): number for number, name in enumerate(names, 1)}
@@ -286,6 +290,13 @@ class Binance(Venue):
                              if kind is not bool else f"{key!r} is {value!r:.40}, expected true or false", payload)
         return value
 
+    def need_time(self, data, key, payload):
+        """Return a time as ns."""
+        time = self.need(data, key, int, payload)
+        if time >= MAX_TIME:
+            raise self.fault(f"{key!r} is {time}, expected a time in ms or µs", payload)
+        return nanoseconds(time)
+
     def read_levels(self, instrument, data, names, payload):
         """Return (bids, asks) as flat ints."""
         sides = []
@@ -306,7 +317,8 @@ class Binance(Venue):
         return flat[:2 * len(sides[0])], flat[2 * len(sides[0]):]
 
     def read_depth(self, data, stream, payload, recv_ns):
-        first, last, event = (self.need(data, key, int, payload) for key in ("U", "u", "E"))
+        first, last = (self.need(data, key, int, payload) for key in ("U", "u"))
+        event = self.need_time(data, "E", payload)
         previous = self.need(data, "pu", int, payload) if "pu" in data else None
         symbol = self.need(data, "s", str, payload)
         instrument = self.instrument(symbol)
@@ -314,12 +326,12 @@ class Binance(Venue):
             return
         bids, asks = self.read_levels(instrument, data, ("b", "a"), payload)
         self.count("depth")
-        self.sink.depth(instrument, first, last, previous, nanoseconds(event), recv_ns, bids, asks)
+        self.sink.depth(instrument, first, last, previous, event, recv_ns, bids, asks)
         if stream is not None:
             self.learn(payload, stream, instrument, "depth", data)
 
     def read_trade(self, event, data, stream, payload, recv_ns):
-        time = self.need(data, "T", int, payload)
+        time = self.need_time(data, "T", payload)
         trade_id = self.need(data, "t" if event == "trade" else "a", int, payload)
         maker = self.need(data, "m", bool, payload)
         price_text, quantity_text = self.need(data, "p", str, payload), self.need(data, "q", str, payload)
@@ -333,14 +345,14 @@ class Binance(Venue):
         price, = self.prices(instrument, [price_text])
         quantity, = self.quantities(instrument, [quantity_text])
         self.count("trade")
-        self.sink.trade(instrument, trade_id, nanoseconds(time), recv_ns, trade_id, price, quantity,
+        self.sink.trade(instrument, trade_id, time, recv_ns, trade_id, price, quantity,
                         SELL if maker else BUY)
         if stream is not None:
             self.learn(payload, stream, instrument, event, data)
 
     def read_bbo(self, data, stream, payload, recv_ns):
         sequence = self.need(data, "u", int, payload)
-        event = self.need(data, "E", int, payload) if "E" in data else 0
+        event = self.need_time(data, "E", payload) if "E" in data else 0
         texts = [self.need(data, key, str, payload) for key in ("b", "a", "B", "A")]
         symbol = self.need(data, "s", str, payload)
         instrument = self.instrument(symbol)
@@ -349,7 +361,7 @@ class Binance(Venue):
         bid, ask = self.prices(instrument, texts[:2])
         bid_quantity, ask_quantity = self.quantities(instrument, texts[2:])
         self.count("bbo")
-        self.sink.bbo(instrument, sequence, nanoseconds(event), recv_ns, bid, bid_quantity, ask, ask_quantity)
+        self.sink.bbo(instrument, sequence, event, recv_ns, bid, bid_quantity, ask, ask_quantity)
         if stream is not None:
             self.learn(payload, stream, instrument, "bbo", data)
 
@@ -360,9 +372,9 @@ class Binance(Venue):
         if "code" in data and "msg" in data:
             raise VenueError(f"{self.name} {instrument.symbol}: snapshot refused: {data['code']}: {data['msg']!s:.100}")
         sequence = self.need(data, "lastUpdateId", int, body)
-        event = self.need(data, "E", int, body) if "E" in data else 0
+        event = self.need_time(data, "E", body) if "E" in data else 0
         bids, asks = self.read_levels(instrument, data, ("bids", "asks"), body)
-        self.sink.snapshot(instrument, sequence, nanoseconds(event), recv_ns, bids, asks)
+        self.sink.snapshot(instrument, sequence, event, recv_ns, bids, asks)
 
 
 class BinanceSpot(Binance):

@@ -13,7 +13,7 @@ from collections import Counter, namedtuple
 
 from feeder import fixed
 from feeder.errors import NumberError, PrecisionError, RangeError, VenueError
-from feeder.instrument import Instrument
+from feeder.instrument import SYMBOL_BYTES, Instrument
 
 MAX_COUNTED_KINDS = 64
 MAX_SHOWN = 200                # characters of a payload in an error
@@ -44,6 +44,8 @@ class Instruments:
         if len(self.all) >= self.limit:
             raise VenueError(f"{venue}: {symbol} would be instrument {len(self.all) + 1}, "
                              f"processing.max_symbols is {self.limit}")
+        if not 0 < len(symbol.encode("utf-8", "replace")) <= SYMBOL_BYTES or not symbol.isprintable():
+            raise VenueError(f"{venue}: symbol {symbol[:MAX_SHOWN]!r} is not 1 to {SYMBOL_BYTES} bytes of text")
         instrument = Instrument(len(self.all), venue, symbol, **more)
         self.all.append(instrument)
         self.by_symbol[venue, symbol] = instrument
@@ -161,28 +163,28 @@ class Venue:
     def quantities(self, instrument, texts):
         """As prices; but printed digits count up to 8, so that the likely path has no zeros to drop."""
         printed = max((len(text.partition(".")[2]) for text in texts), default=0)
-        if instrument.quantity_decimals < printed <= fixed.WIRE_DECIMALS:
-            self.widen(instrument, "quantity", printed)
-        return self.scaled(instrument, texts, "quantity")
+        return self.scaled(instrument, texts, "quantity", printed if printed <= fixed.WIRE_DECIMALS else 0)
 
-    def scaled(self, instrument, texts, what):
-        while True:
-            decimals = getattr(instrument, what + "_decimals")
+    def scaled(self, instrument, texts, what, printed=0):
+        """Return the ints of `texts`. The instrument is widened only where all of them can be read so."""
+        known = getattr(instrument, what + "_decimals")
+        decimals = max(known, printed)
+        try:
             try:
                 numbers = [fixed.parse(text, decimals) for text in texts]
             except PrecisionError as error:
-                if error.decimals > fixed.MAX_DECIMALS:
-                    self.sink.stale(instrument, "precision", 0)
-                    raise
-                self.widen(instrument, what, error.decimals)
-                continue
-            except RangeError:
-                self.sink.stale(instrument, "range", 0)
-                raise
-            break
+                decimals = max(map(fixed.decimals_of, texts))
+                if decimals > fixed.MAX_DECIMALS:
+                    raise error
+                numbers = [fixed.parse(text, decimals) for text in texts]
+        except (PrecisionError, RangeError) as error:
+            self.sink.stale(instrument, "precision" if isinstance(error, PrecisionError) else "range", 0)
+            raise
         if numbers:
             if min(numbers) < 0:
                 raise NumberError(f"{self.name} {instrument.symbol}: negative {what} {min(numbers)}")
+            if decimals > known:
+                self.widen(instrument, what, decimals)
             if max(numbers) * getattr(instrument, what + "_factor") > fixed.INT64_MAX:
                 # Too large at -8 (OKX has quantities of 13 whole digits): keep no more decimals than it prints.
                 setattr(instrument, what + "_exponent", -decimals)

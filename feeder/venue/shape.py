@@ -24,10 +24,11 @@ match_token = re.compile(
     rb'"([^"\\\x00-\x1f\x80-\xff]*)"|(-?(?:0|[1-9][0-9]*))(?![0-9.eE])|(true|false|null)|([{}\[\]:,])').match
 
 COUNT = rb"(0|[1-9][0-9]{0,17})"              # a JSON integer that surely fits 64 bits
+TIME = rb"(0|[1-9][0-9]{0,14}|[1-8][0-9]{15})"    # in ms or µs, whose ns surely fit 64 bits
 BOOLEAN = rb"(true|false)"
 NAME = rb'([^"\\\x00-\x1f\x80-\xff]+)'
 ANY_NAME = rb'(?:[^"\\\x00-\x1f\x80-\xff]+)'  # known from elsewhere: not captured
-ANY_INTEGER = rb"-?(?:0|[1-9][0-9]*)"
+ANY_INTEGER = rb"-?(?:0|[1-9][0-9]{0,99})"    # int() refuses thousands of digits, so json does
 ANY_BOOLEAN = rb"(?:true|false)"
 
 
@@ -41,13 +42,15 @@ class Levels:
 def learn(text, slots):
     """Return (pattern, names) of the whole text, names[i] being the key of group i + 1; None if it has no shape.
 
+    No key may come twice, at any depth. The caller sees to it that those with slots are where it reads them.
+
     Args:
       slots: {key: pattern, or function(value) -> pattern or None, or Levels}; keys are those of the innermost
         object. Strings without a slot stay literal, integers and booleans without one may be any.
     """
     if len(text) > MAX_LEARN_BYTES:
         return None
-    parts, names, nesting = [], [], []
+    parts, names, nesting, keys = [], [], [], set()
     at, key, key_comes = 0, None, False
     while at < len(text):
         token = match_token(text, at)
@@ -72,12 +75,15 @@ def learn(text, slots):
                 nesting.pop()
             key_comes = mark == b"{" or mark == b"," and nesting[-1:] == [b"{"]
         elif key_comes:
+            if string in keys:              # json takes the last of them, and a pattern cannot tell
+                return None
             key, key_comes = string, False
+            keys.add(string)
             parts.append(re.escape(token.group()))
         else:
             slot = slots.get(key)
             pattern = slot(token.group().strip(b'"')) if callable(slot) else slot
-            if pattern is None and slot is not None:
+            if pattern is None and slot is not None or isinstance(slot, Levels):
                 return None
             if pattern is not None:
                 if not pattern.startswith(b"(?:"):
@@ -106,7 +112,7 @@ def number(decimals, whole_digits, capture=True):
 
     def pattern(value):
         printed = printed_decimals(value)
-        if printed < decimals or not value.replace(b".", b"", 1).isdigit():
+        if printed < decimals or whole_digits < 1 or not value.replace(b".", b"", 1).isdigit():
             return None
         whole = opening + b"[0-9]{1,%d}" % whole_digits
         if not printed:
