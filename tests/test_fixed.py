@@ -38,8 +38,8 @@ def test_int_to_the_shortest_text(value, decimals, text):
 
 
 @pytest.mark.parametrize("text", [
-    "", " ", "1 ", " 1", "+1", ".5", "1.", "1..2", "1,5", "--1", "1e", "1e1.5", "e5", "0x10", "1_000", "NaN", "Infinity",
-    "-", "-.5", "1e1000", "1\n", "１", "٣", "1.٣", "null", "1" * (MAX_TEXT + 1),
+    "", " ", "1 ", " 1", "+1", ".5", "1.", "1..2", "1,5", "--1", "1e", "1e1.5", "e5", "0x10", "1_000", "NaN",
+    "Infinity", "-", "-.5", "1e1000", "1\n", "１", "٣", "1.٣", "null", "1" * (MAX_TEXT + 1),
 ])
 def test_what_is_no_number(text):
     for function in (lambda: parse(text, 8), lambda: decimals_of(text)):
@@ -49,8 +49,8 @@ def test_what_is_no_number(text):
 
 
 @pytest.mark.parametrize("text, decimals, needed", [
-    ("0.001", 2, 3), ("61837.641", 2, 3), ("1.5", 0, 1), ("-0.000000001", 8, 9), ("1.50000e-8", 8, 9), ("1e-999", 8, 999),
-    ("12345678901234567890.5", 0, 1), ("0.10010000", 1, 4),
+    ("0.001", 2, 3), ("61837.641", 2, 3), ("1.5", 0, 1), ("-0.000000001", 8, 9), ("1.50000e-8", 8, 9),
+    ("1e-999", 8, 999), ("12345678901234567890.5", 0, 1), ("0.10010000", 1, 4),
 ])
 def test_too_many_digits_say_how_many_are_needed(text, decimals, needed):
     with pytest.raises(PrecisionError, match=f"{text} has more than {decimals} decimals") as caught:
@@ -68,8 +68,8 @@ def test_too_large_for_64_bits(text, decimals):
 
 
 @pytest.mark.parametrize("text, needed", [
-    ("100", 0), ("0", 0), ("0.000", 0), ("1.50", 1), ("61837.64000000", 2), ("1e-8", 8), ("1.5000e-1", 2), ("100e-2", 0),
-    ("1e5", 0), ("-0.25", 2), ("1.5e3", 0),
+    ("100", 0), ("0", 0), ("0.000", 0), ("1.50", 1), ("61837.64000000", 2), ("1e-8", 8), ("1.5000e-1", 2),
+    ("100e-2", 0), ("1e5", 0), ("-0.25", 2), ("1.5e3", 0),
 ])
 def test_how_many_decimals_a_number_needs(text, needed):
     assert decimals_of(text) == needed
@@ -86,7 +86,8 @@ def test_rescale(value, decimals, wanted, result):
     assert rescale(value, decimals, wanted) == result
 
 
-@pytest.mark.parametrize("value, decimals, needed", [(1, 9, 9), (-1, 9, 9), (1_001, 11, 11), (12_300, 13, 11), (15, 18, 18)])
+@pytest.mark.parametrize("value, decimals, needed", [
+    (1, 9, 9), (-1, 9, 9), (1_001, 11, 11), (12_300, 13, 11), (15, 18, 18)])
 def test_rescale_loses_no_digit(value, decimals, needed):
     with pytest.raises(PrecisionError, match="has more than 8 decimals") as caught:
         rescale(value, decimals)
