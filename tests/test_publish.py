@@ -1,0 +1,355 @@
+"""The publisher: what leaves as LIVE, in which epoch, at which exponents; through the real encoder and a receiver."""
+
+from decimal import Decimal
+
+import pytest
+from mutate import MUTATIONS
+from support import BINANCE, dice
+from test_venue_binance import samples
+
+from feeder import packet
+from feeder.fixed import INT64_MAX, to_text
+from feeder.instrument import Instrument
+from feeder.message import BUY, LIVE, REASON_CODES, STALE, SYNCING
+from feeder.packet import INCREMENT, REFRESH, SNAPSHOT, Encoder
+from feeder.pipeline import Pipeline
+from feeder.publish import Publisher
+from feeder.receiver import Receiver
+
+
+class Desk:
+    """A publisher, what it sent, and a receiver of that."""
+
+    def __init__(self, count=1, depth=20, packet_bytes=1472):
+        self.sent = []
+        self.resyncs = []
+        self.now_ns = 0
+        self.receiver = Receiver()
+        self.encoder = Encoder(1, 0, self.emit, lambda: self.now_ns, packet_bytes)
+        self.publisher = Publisher(self.encoder, lambda *what: self.resyncs.append(what))
+        self.instruments = [Instrument(number, "binance_spot", f"COIN{number}USDT", price_decimals=2,
+                                       quantity_decimals=3, depth=depth) for number in range(count)]
+        for instrument in self.instruments:
+            self.publisher.define(instrument, 1, 1)
+
+    def emit(self, datagram):
+        self.now_ns += 1
+        self.sent += packet.decode(bytes(datagram)).messages
+        self.receiver.receive(datagram, self.now_ns)
+
+    def take(self):
+        """Return the messages sent since the last look."""
+        self.encoder.flush()
+        sent, self.sent = self.sent, []
+        return sent
+
+    def view(self, number=0):
+        self.encoder.flush()
+        return next(view for view in self.receiver.views() if view.instrument_id == number)
+
+
+def kinds(messages):
+    return [packet.TYPE_NAMES[message.type] if isinstance(message, packet.Book) else type(message).__name__.lower()
+            for message in messages]
+
+
+def test_definition_snapshot_increment():
+    desk = Desk()
+    coin, = desk.instruments
+    desk.publisher.snapshot(coin, 7, 1_000, 2_000, [10_000, 5], [10_001, 6])
+    desk.publisher.increment(coin, 8, 1_001, 2_001, [10_000, 0, 9_999, 4], [])
+    definition, snapshot, increment = desk.take()
+    assert (definition.symbol, definition.price_exponent, definition.depth) == ("COIN0USDT", -8, 20)
+    assert snapshot[:8] == (SNAPSHOT, 0, 7, 1_000, 2_000, packet.FIRST | packet.LAST, LIVE, 1)
+    assert (snapshot.bids, snapshot.asks) == ((10_000 * 10**6, 5 * 10**5), (10_001 * 10**6, 6 * 10**5))
+    assert increment[:8] == (INCREMENT, 0, 8, 1_001, 2_001, packet.LAST, LIVE, 1)
+    assert increment.bids == (10_000 * 10**6, 0, 9_999 * 10**6, 4 * 10**5)
+    assert desk.view().state == LIVE
+
+
+def test_nothing_is_published_before_the_snapshot():
+    desk = Desk()
+    desk.take()
+    desk.publisher.increment(desk.instruments[0], 1, 0, 0, [10_000, 5], [])
+    assert desk.take() == []
+    assert desk.publisher.entries[0].state == SYNCING
+
+
+def test_a_crossed_event_is_not_published_and_asks_for_a_resync():
+    desk = Desk()
+    coin, = desk.instruments
+    faults = []
+    desk.publisher.on_fault = lambda *what: faults.append(what)
+    desk.publisher.snapshot(coin, 7, 0, 1, [10_000, 5], [10_001, 6])
+    desk.take()
+    desk.publisher.increment(coin, 8, 0, 2, [10_002, 5], [])
+    status, = desk.take()
+    assert (status.state, status.reason, status.text) == (STALE, REASON_CODES["crossed"], "crossed")
+    assert desk.resyncs == [(coin, "crossed", 2)]
+    assert faults[0][:2] == (coin, "crossed") and "venue sequence 8" in faults[0][2]
+    assert desk.view().state == STALE
+    desk.publisher.increment(coin, 9, 0, 3, [10_002, 0], [])
+    assert desk.take() == [], "stale until a snapshot"
+    desk.publisher.snapshot(coin, 10, 0, 4, [10_000, 5], [10_003, 6])
+    snapshot, = desk.take()
+    assert (snapshot.state, snapshot.epoch) == (LIVE, 2)
+    assert desk.view().state == LIVE and desk.publisher.entries[0].crossed == 1
+
+
+def test_a_locked_book_is_published():
+    desk = Desk()
+    desk.publisher.snapshot(desk.instruments[0], 7, 0, 1, [10_000, 5], [10_000, 6])
+    assert kinds(desk.take()) == ["definition", "snapshot"] and desk.resyncs == []
+
+
+def test_a_crossed_snapshot_is_not_published():
+    desk = Desk()
+    coin, = desk.instruments
+    desk.publisher.snapshot(coin, 7, 0, 1, [10_000, 5], [10_000, 6])
+    desk.take()
+    desk.publisher.snapshot(coin, 8, 0, 2, [10_002, 5], [10_001, 6])
+    assert kinds(desk.take()) == ["status"] and desk.resyncs == [(coin, "crossed", 2)]
+    desk = Desk()                                          # as the first thing ever
+    desk.take()
+    desk.publisher.snapshot(desk.instruments[0], 8, 0, 2, [10_002, 5], [10_001, 6])
+    assert desk.take() == [] and desk.publisher.entries[0].state == SYNCING
+
+
+def test_epochs_grow_with_each_time_live():
+    desk = Desk(count=2)
+    for round_number in range(1, 5):
+        for coin in desk.instruments:
+            desk.publisher.snapshot(coin, round_number, 0, 1, [10_000, 5], [10_001, 6])
+            desk.publisher.stale(coin, "gap", 2)
+            desk.publisher.stale(coin, "disconnect", 3)    # known already: not said again
+    books = [message for message in desk.take() if isinstance(message, packet.Book)]
+    assert [book.epoch for book in books if book.instrument_id == 1] == [1, 2, 3, 4]
+    assert desk.receiver.by_type["status"] == 8
+
+
+def test_the_epoch_wraps_to_one():
+    desk = Desk()
+    desk.publisher.entries[0].epoch = 2**32 - 1
+    desk.publisher.snapshot(desk.instruments[0], 1, 0, 1, [10_000, 5], [10_001, 6])
+    assert desk.take()[-1].epoch == 1
+
+
+def test_only_the_published_depth_leaves_and_the_receiver_follows():
+    rng = dice(11)
+    desk = Desk(depth=5)
+    coin, = desk.instruments
+    desk.publisher.snapshot(coin, 0, 0, 0, [n for price in range(9_990, 9_900, -1) for n in (price, 3)],
+                            [n for price in range(10_010, 10_100) for n in (price, 4)])
+    for sequence in range(1, 500):
+        bids = [n for _ in range(rng.randrange(4)) for n in (9_990 - rng.randrange(40), rng.choice((0, 0, 7)))]
+        asks = [n for _ in range(rng.randrange(4)) for n in (10_010 + rng.randrange(40), rng.choice((0, 0, 7)))]
+        desk.publisher.increment(coin, sequence, 0, sequence, bids, asks)
+    view, (bids, asks) = desk.view(), desk.publisher.entries[0].book.top(5)
+    assert [-key for key in view.bids.keys] == [price * 10**6 for price in bids[::2]]
+    assert view.asks.keys == [price * 10**6 for price in asks[::2]]
+    assert view.asks.quantities == [quantity * 10**5 for quantity in asks[1::2]]
+    assert desk.receiver.errors == {} and desk.receiver.gap_count == 0
+
+
+def test_refresh_goes_round_and_repeats_without_changing_anything():
+    desk = Desk(count=3)
+    for coin in desk.instruments[:2]:
+        desk.publisher.snapshot(coin, 5, 0, 9, [10_000, 5], [10_001, 6])
+    desk.publisher.stale(desk.instruments[1], "gap", 10)
+    desk.take()
+    late = Receiver()
+    desk.receiver = late                                   # who joins now knows nothing
+    for _ in range(3):
+        desk.publisher.refresh()
+    messages = desk.take()
+    assert sorted(zip(kinds(messages), (message.instrument_id for message in messages))) == [
+        ("definition", 0), ("definition", 1), ("definition", 2), ("snapshot", 0), ("status", 1), ("status", 2)]
+    assert [message.flags & REFRESH for message in messages if isinstance(message, packet.Book)] == [REFRESH]
+    states = {view.instrument_id: (view.sent_state, view.reason) for view in late.views()}
+    assert states == {0: (LIVE, "none"), 1: (STALE, "gap"), 2: (SYNCING, "start")}
+    assert late.views()[0].state == LIVE and desk.publisher.entries[0].epoch == 1 and late.mismatches == 0
+
+
+def test_refresh_of_nothing_is_nothing():
+    desk = Desk(count=0)
+    desk.publisher.refresh()
+    assert desk.take() == []
+
+
+def test_trades_and_quotes_carry_state_epoch_and_wire_numbers():
+    desk = Desk()
+    coin, = desk.instruments
+    desk.publisher.trade(coin, 3, 1, 2, 3, 10_050, 7, BUY)
+    desk.publisher.snapshot(coin, 7, 0, 1, [10_000, 5], [10_001, 6])
+    desk.publisher.bbo(coin, 8, 4, 5, 10_000, 1, 10_001, 2)
+    _, trade, _, bbo = desk.take()
+    assert (trade.state, trade.epoch, trade.item) == (SYNCING, 0, (3, 10_050 * 10**6, 7 * 10**5, BUY))
+    assert (bbo.state, bbo.epoch, bbo.bid, bbo.ask) == (
+        LIVE, 1, (10_000 * 10**6, 10**5), (10_001 * 10**6, 2 * 10**5))
+
+
+def test_venue_status_reaches_the_receiver():
+    desk = Desk()
+    desk.publisher.venue_status("binance_spot", False, "disconnect", 5)
+    status = desk.take()[-1]
+    assert (status.instrument_id, status.venue, status.connected, status.text) == (
+        packet.ALL_INSTRUMENTS, "binance_spot", 0, "disconnect")
+    assert desk.receiver.venues["binance_spot"].reason == REASON_CODES["disconnect"]
+
+
+# -- numbers that do not fit eight decimals, through the whole pipeline --------------------------------------
+
+
+class Feed:
+    """Spot messages as text through a Pipeline into a Receiver."""
+
+    def __init__(self, name="binance_spot"):
+        self.receiver = Receiver()
+        self.orders = 0
+        self.now_ns = 0
+        self.pipeline = Pipeline(self.emit, lambda: self.now_ns, session=1, want_snapshot=self.order)
+        self.venue = self.pipeline.venue(name, discover=True)
+        self.sequence = 100
+
+    def emit(self, datagram):
+        self.now_ns += 1
+        self.receiver.receive(datagram, self.now_ns)
+
+    def order(self, venue, instrument, attempt):
+        self.orders += 1
+
+    def diff(self, bids=(), asks=()):
+        self.sequence += 1
+        levels = '"b":[%s],"a":[%s]' % tuple(",".join('["%s","%s"]' % level for level in side) for side in (bids, asks))
+        text = ('{"stream":"xyzbtc@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"XYZBTC","U":%d,"u":%d,%s}}'
+                % (self.sequence, self.sequence, levels))
+        return self.pipeline.decode(self.venue, text.encode(), 5)[1]
+
+    def snapshot(self, bids=(), asks=()):
+        body = '{"lastUpdateId":%d,"bids":[%s],"asks":[%s]}' % (
+            self.sequence, *(",".join('["%s","%s"]' % level for level in side) for side in (bids, asks)))
+        return self.pipeline.decode_snapshot(self.venue, self.venue.instrument("XYZBTC"), body.encode(), 5)
+
+    def heard(self):
+        """Return (state, bids, asks, exponents) as a receiver has them."""
+        self.pipeline.encoder.flush()
+        view, = self.receiver.views()
+        definition = view.definition
+        sides = []
+        for side in (view.bids, view.asks):
+            sides.append([(Decimal(to_text(abs(key), -definition.price_exponent)),
+                           Decimal(to_text(quantity, -definition.quantity_exponent)))
+                          for key, quantity in zip(side.keys, side.quantities)])
+        return (view.state, *sides, (definition.price_exponent, definition.quantity_exponent))
+
+
+def test_more_than_eight_decimals_change_the_exponent_and_lose_no_digit():
+    feed = Feed()
+    assert feed.diff([("0.00000012", "1000.0")]) is None
+    assert feed.snapshot([("0.00000012", "1000.0")], [("0.00000014", "5.0")]) is None
+    assert feed.heard() == (LIVE, [(Decimal("0.00000012"), 1000)], [(Decimal("0.00000014"), 5)], (-8, -8))
+    assert feed.diff([("0.0000001234567", "3.0")]) is None
+    assert feed.heard() == (LIVE, [(Decimal("0.0000001234567"), 3), (Decimal("0.00000012"), 1000)],
+                            [(Decimal("0.00000014"), 5)], (-13, -8))
+    entry, = feed.pipeline.publisher.entries
+    assert entry.epoch == 2 and feed.receiver.errors == {} and feed.pipeline.recoveries["binance_spot"].links[0].gaps == 0
+    assert feed.diff([("0.0000001234567", "0.000000000001")]) is None
+    assert feed.heard()[1][0] == (Decimal("0.0000001234567"), Decimal("0.000000000001"))
+    assert feed.heard()[3] == (-13, -12)
+
+
+def test_quantities_of_thirteen_whole_digits():
+    feed = Feed()
+    feed.diff([("0.5", "1234567890123.5")])
+    feed.snapshot([("0.5", "1234567890123.5")], [("0.6", "1.5")])
+    assert feed.heard() == (LIVE, [(Decimal("0.5"), Decimal("1234567890123.5"))], [(Decimal("0.6"), Decimal("1.5"))],
+                            (-8, -1))
+    feed = Feed()                                          # and where the book was live before
+    feed.diff([("0.5", "3.5")])
+    feed.snapshot([("0.5", "3.5")], [("0.6", "1.5")])
+    feed.diff([("0.5", "1234567890123.5")])
+    assert feed.heard() == (LIVE, [(Decimal("0.5"), Decimal("1234567890123.5"))], [(Decimal("0.6"), Decimal("1.5"))],
+                            (-8, -1))
+    assert feed.pipeline.publisher.entries[0].epoch == 2
+
+
+def test_digits_that_no_exponent_holds_make_the_book_stale_not_wrong():
+    feed = Feed()
+    feed.diff([("61837.64", "1234567.5")])
+    feed.snapshot([("61837.64", "1234567.5")], [("61838.00", "2.5")])
+    assert feed.heard()[0] == LIVE
+    error = feed.diff([("61837.640000000000000001", "1.0")])
+    assert "64 bits" in str(error) and feed.heard()[0] == STALE
+    assert feed.diff([("61837.65", "1.5")]) is None and feed.orders == 2
+    assert feed.snapshot([("61837.65", "1.5")], []) is None
+    assert feed.heard()[:2] == (LIVE, [(Decimal("61837.65"), Decimal("1.5"))])
+
+
+@pytest.mark.parametrize("price, quantity", [("0.000000000000000001", "1.0"), ("1.5", "0.000000000000000001"),
+                                             ("0.00000000000001", "0.00000000000001"), ("1.5", "92233720368547.5")])
+def test_decimals_that_the_book_cannot_follow_make_it_stale_not_wrong(price, quantity):
+    """The message itself fits, but with its decimals the levels that are there would not."""
+    feed = Feed()
+    feed.diff([("61837.64", "1234567.5")])
+    feed.snapshot([("61837.64", "1234567.5")], [("61838.00", "2.5"), ("99999999", "50000000000")])
+    assert feed.heard()[0] == LIVE
+    assert feed.diff([(price, quantity)]) is None
+    state, bids, _, _ = feed.heard()
+    assert state != LIVE or (Decimal(price), Decimal(quantity)) in bids
+    feed.diff([("61837.64", "2.5")])
+    assert feed.heard()[0] != LIVE or (Decimal("61837.64"), Decimal("2.5")) in feed.heard()[1]
+    assert feed.receiver.errors == {}
+
+
+# -- anything at all ----------------------------------------------------------------------------------------
+
+
+def storm_of_garbage(name, count, seed):
+    """Clean and mutated messages through the whole pipeline: errors are returned, never raised; packets stay ours."""
+    rng = dice(seed)
+    feed = Feed(name)
+    pipeline, venue = feed.pipeline, feed.venue
+    streams = [messages for messages in samples(name).values()]
+    errors = 0
+    for number in range(count):
+        messages = rng.choice(streams)
+        payload = rng.choice(messages)
+        if rng.random() < 0.8:
+            payload = rng.choice(MUTATIONS)(rng, payload)
+        _, error = pipeline.decode(venue, payload, number)
+        errors += error is not None
+        if rng.random() < 0.02 and len(pipeline.instruments):      # a snapshot, at times a mutated one
+            instrument = pipeline.instruments.all[rng.randrange(len(pipeline.instruments))]
+            buffer = pipeline.recoveries[name].link(instrument).buffer
+            body = b'{"lastUpdateId":%d,"bids":[["1.5","2.5"]],"asks":[["1.75","3.25"]]}' % (
+                buffer[-1][1] if buffer else rng.randrange(10**12))
+            if rng.random() < 0.3:
+                body = rng.choice(MUTATIONS)(rng, body)
+            pipeline.decode_snapshot(venue, instrument, body, number)
+        if rng.random() < 0.01:
+            pipeline.publisher.refresh()
+        if rng.random() < 0.002:
+            pipeline.recoveries[name].disconnect(list(pipeline.instruments), number)
+    pipeline.encoder.end()
+    heard = feed.receiver
+    print(f"{name}: {count} messages, {errors} refused, {len(pipeline.instruments)} instruments, {heard.packets} packets")
+    assert heard.errors == {} and heard.gap_count == 0 and heard.mismatches == 0 and heard.crossed == 0
+    assert errors > count / 4 and heard.by_type["snapshot"] >= 3
+    for entry in pipeline.publisher.entries:
+        entry.book.check()
+        instrument = entry.instrument
+        for side in entry.book.top():
+            assert all(price * instrument.price_factor <= INT64_MAX for price in side[::2])
+            assert all(0 < quantity * instrument.quantity_factor <= INT64_MAX for quantity in side[1::2])
+
+
+@pytest.mark.parametrize("name", BINANCE)
+def test_garbage_stops_nothing(name):
+    storm_of_garbage(name, 2_000, seed=71)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", BINANCE)
+def test_garbage_stops_nothing_long(name, seed):
+    storm_of_garbage(name, 12_500, seed=700 + seed)
