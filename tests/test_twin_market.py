@@ -53,7 +53,7 @@ def follow(listing, turns, check_each=1):
 
 
 @pytest.mark.parametrize("spec", [BTC, COARSE], ids=lambda spec: spec.symbol)
-@pytest.mark.parametrize("levels, contiguous", [(10, True), (60, False), (1500, True), (950, False)])
+@pytest.mark.parametrize("levels, contiguous", [(1, True), (60, False), (1600, True), (1000, False)])
 def test_books_ids_and_best_prices_hold_together(spec, levels, contiguous):
     print("seed", SEED)
     follow(Listing(spec, SEED, levels, contiguous), 1_500, check_each=1 if levels < 100 else 50)
@@ -61,8 +61,9 @@ def test_books_ids_and_best_prices_hold_together(spec, levels, contiguous):
 
 def test_it_looks_like_the_recordings():
     print("seed", SEED)
-    listing = Listing(BTC, SEED)
+    listing = Listing(BTC, SEED, 1_600)
     events = follow(listing, 8_000, check_each=1_000)
+    assert len(listing.bids.keys) > 1_400 < len(listing.asks.keys)
     kinds = [event[0] for event in events if event[0] != AGGREGATE]
     share = {kind: kinds.count(kind) / len(kinds) for kind in (TRADE, BBO, DEPTH)}
     assert 0.10 < share[DEPTH] < 0.15 and 0.60 < share[BBO] < 0.72 and 0.14 < share[TRADE] < 0.26, share
@@ -76,7 +77,7 @@ def test_it_looks_like_the_recordings():
 
 
 def test_aggregates_sum_up_the_trades_before_them():
-    events = follow(Listing(BTC, SEED), 2_000, check_each=500)
+    events = follow(Listing(BTC, SEED, 1_600), 2_000, check_each=500)
     open_trades = []
     for event in events:
         if event[0] == TRADE:
@@ -92,10 +93,10 @@ def test_aggregates_sum_up_the_trades_before_them():
 
 
 def test_the_seed_decides():
-    one, two, other = (Market([BTC, COARSE], seed) for seed in (7, 7, 8))
+    one, two, other = (Market([BTC, COARSE], seed, 1_000) for seed in (7, 7, 8))
     plain = [[event[0:1] + event[2:] for _ in range(400) for event in market.step(0)] for market in (one, two, other)]
     assert plain[0] == plain[1] != plain[2]
-    listing = Listing(BTC, 7)
+    listing = Listing(BTC, 7, 1_600)
     first = listing.update_id, listing.bids.levels(), listing.asks.levels()
     follow(listing, 300, check_each=300)
     old = listing.rebuilt()
@@ -103,7 +104,7 @@ def test_the_seed_decides():
 
 
 def test_flush_leaves_nothing_pending():
-    market = Market([BTC, COARSE], SEED, contiguous=False)
+    market = Market([BTC, COARSE], SEED, 1_000, contiguous=False)
     for _ in range(100):
         market.step(0)
     market.flush(0)
@@ -129,7 +130,8 @@ RECORDED = {
     ("binance_usdm", BBO): '{"e":"bookTicker","u":4984028370881,"s":"BTCUSDT","b":"63943.90","B":"46.371",'
                            '"a":"63944.00","A":"0.095","T":1721347022507,"E":1721347022507}',
     ("binance_usdm", DEPTH): '{"e":"depthUpdate","E":1721347022504,"T":1721347022504,"s":"BTCUSDT","U":4984028367545,'
-                             '"u":4984028370730,"pu":4984028367494,"b":[["1000.00","569.567"]],"a":[["63975.60","0.032"]]}',
+                             '"u":4984028370730,"pu":4984028367494,"b":[["1000.00","569.567"]],'
+                             '"a":[["63975.60","0.032"]]}',
 }
 
 
@@ -177,7 +179,8 @@ def test_numbers_are_exact_for_every_listed_symbol():
             words = Words(spec)
             for _ in range(20):
                 ticks, lots = dice.randrange(10 ** 7), dice.randrange(10 ** 9)
-                for text, count, step in ((words.price(ticks), ticks, spec.tick), (words.quantity(lots), lots, spec.lot)):
+                for text, count, step in (
+                        (words.price(ticks), ticks, spec.tick), (words.quantity(lots), lots, spec.lot)):
                     decimals = len(step.partition(".")[2])
                     assert len(text.partition(".")[2]) == decimals
                     assert int(text.replace(".", "")) == count * int(step.replace(".", ""))
@@ -208,7 +211,8 @@ def test_commands():
     for dialect, text, code in (
             (spot, b"{", 3), (spot, b"[]", 2), (spot, b'{"method":"X","id":1}', 2), (spot, b'{"method":[],"id":1}', 2),
             (spot, b'{"method":"SUBSCRIBE","id":1}', 2), (spot, b'{"method":"SUBSCRIBE","params":[1],"id":1}', 2),
-            (spot, b'{"method":"SUBSCRIBE","params":{},"id":1}', 2), (spot, b'{"method":"GET_PROPERTY","params":["y"]}', 0),
+            (spot, b'{"method":"SUBSCRIBE","params":{},"id":1}', 2),
+            (spot, b'{"method":"GET_PROPERTY","params":["y"]}', 0),
             (spot, b'{"method":"SET_PROPERTY","params":["combined",1],"id":2}', 1),
             (spot, b'{"method":"LIST_SUBSCRIPTIONS","id":1.5}', 2),
             (usdm, b'{"method":"LIST_SUBSCRIPTIONS","id":-1}', 2), (usdm, b'{"method":"LIST_SUBSCRIPTIONS"}', 2)):
@@ -219,8 +223,8 @@ def test_commands():
 
 def test_weights():
     spot, usdm = DIALECTS["binance_spot"](), DIALECTS["binance_usdm"]()
-    assert [spot.weight("depth", {"limit": str(limit)}) for limit in (1, 100, 101, 500, 501, 1000, 1001, 5000, 9999)] == [
-        5, 5, 25, 25, 50, 50, 250, 250, 250]
+    limits = (1, 100, 101, 500, 501, 1000, 1001, 5000, 9999)
+    assert [spot.weight("depth", {"limit": str(limit)}) for limit in limits] == [5, 5, 25, 25, 50, 50, 250, 250, 250]
     assert [usdm.weight("depth", {"limit": str(limit)}) for limit in (5, 50, 100, 500, 1000)] == [2, 2, 5, 10, 20]
     assert spot.weight("depth", {}) == 5 and usdm.weight("depth", {}) == 10 and spot.weight("exchangeInfo", {}) == 20
     for dialect, limit in ((spot, "x"), (spot, "-1"), (usdm, "7")):

@@ -1,4 +1,4 @@
-"""The twin over real sockets on loopback: protocol, both sync procedures, every fault, limits, recordings, the child."""
+"""The twin over real sockets: protocol, both sync procedures, every fault, limits, recordings, the child."""
 
 import base64
 import gzip
@@ -90,7 +90,8 @@ class Client:
         self.is_closed = False
         self.close_event = self.error = None
         self.answers_pings = answers_pings
-        self.stream = bench.connect(venue, lambda stream: stream.write(self.handshake.request), self.on_data, self.on_close)
+        self.stream = bench.connect(venue, lambda stream: stream.write(self.handshake.request),
+                                    self.on_data, self.on_close)
 
     def on_data(self, stream, data, recv_ns):
         if self.connection is None:
@@ -224,7 +225,8 @@ STREAMS = {SPOT: ("depth@100ms", "trade", "bookTicker"), USDM: ("depth@100ms", "
 
 
 def sync_target(venue, symbols, path=""):
-    return f"{path}/stream?streams=" + "/".join(f"{symbol.lower()}@{kind}" for symbol in symbols for kind in STREAMS[venue])
+    names = [f"{symbol.lower()}@{kind}" for symbol in symbols for kind in STREAMS[venue]]
+    return f"{path}/stream?streams=" + "/".join(names)
 
 
 class Reader:
@@ -289,7 +291,8 @@ def test_both_venues_sync_and_end_equal_to_the_true_books():
         for reader in readers:
             it.until(reader.is_synced)
         goal = [len(reader.diffs) + 60 for reader in readers]
-        it.until(lambda: all([reader.is_synced() and len(reader.diffs) > count for reader, count in zip(readers, goal)]))
+        it.until(lambda: all([reader.is_synced() and len(reader.diffs) > count
+                              for reader, count in zip(readers, goal)]))
         it.twin.pause()
         for reader in readers:
             it.until(reader.equals_truth)
@@ -325,7 +328,8 @@ def test_subscribe_list_unsubscribe_and_errors():
         replies = []
 
         def wait(count):
-            it.until(lambda: replies.extend(m for m in client.texts() if "result" in m or "code" in m) or len(replies) == count)
+            it.until(lambda: replies.extend(m for m in client.texts() if "result" in m or "code" in m)
+                     or len(replies) == count)
 
         wait(1)
         client.send(method="LIST_SUBSCRIPTIONS", id="mine")
@@ -449,7 +453,8 @@ def test_a_reader_that_stops_reading_is_cut_off():
 def test_depth_respects_the_limit_and_says_its_weight():
     with bench({SPOT: ["BTCUSDT"], USDM: ["BTCUSDT"]}) as it:
         status, headers, answer = it.get(SPOT, "/api/v3/depth?symbol=BTCUSDT&limit=7")
-        assert status == 200 and len(answer["bids"]) == len(answer["asks"]) == 7 and headers["x-mbx-used-weight-1m"] == "5"
+        assert status == 200 and len(answer["bids"]) == len(answer["asks"]) == 7
+        assert headers["x-mbx-used-weight-1m"] == "5"
         assert list(answer) == ["lastUpdateId", "bids", "asks"]
         status, headers, answer = it.get(SPOT, "/api/v3/depth?symbol=BTCUSDT&limit=5000")
         assert len(answer["bids"]) > 1_000 < len(answer["asks"]) and headers["x-mbx-used-weight-1m"] == "255"
@@ -584,8 +589,8 @@ def test_slow_connections_trickle_and_then_catch_up():
 
 def test_admin_requests_say_what_is_wrong():
     with bench({SPOT: ["BTCUSDT"]}) as it:
-        for target in ("fault?kind=bang", "fault", "fault?kind=gap&symbol=NOPE", "fault?kind=mute&seconds=x", "book?symbol=NOPE",
-                       "book?symbol=BTCUSDT&limit=x"):
+        for target in ("fault?kind=bang", "fault", "fault?kind=gap&symbol=NOPE", "fault?kind=mute&seconds=x",
+                       "book?symbol=NOPE", "book?symbol=BTCUSDT&limit=x"):
             status, _, answer = it.get(SPOT, "/twin/" + target)
             assert status == 400 and answer["error"]
         it.get(SPOT, "/twin/pause")
@@ -624,9 +629,10 @@ def write_recording(path, seed=SEED):
                 raws.append(f'{{"stream":"{name}","data":{text}}}')
                 record("ws", "wss://fstream.binance.com/stream", raws[-1])
             if turn == 400:
-                text = dialect.depth_text(listing.update_id, words.levels(listing.bids.levels()),
-                                          words.levels(listing.asks.levels()), time_ns // 1_000_000)
-                record("rest", "https://fapi.binance.com/fapi/v1/depth?symbol=BTCUSDT&limit=1000", text)
+                answer = dialect.depth_text(listing.update_id, words.levels(listing.bids.levels()),
+                                            words.levels(listing.asks.levels()), time_ns // 1_000_000)
+            if turn == 440:                                      # an answer takes its time: newer diffs came first
+                record("rest", "https://fapi.binance.com/fapi/v1/depth?symbol=BTCUSDT&limit=1000", answer)
         for event in listing.flush(0):
             raws.append(f'{{"stream":"btcusdt@depth@0ms","data":{makers[DEPTH](event, words, 0)}}}')
             record("ws", "wss://fstream.binance.com/stream", raws[-1])
@@ -650,7 +656,8 @@ def test_a_recording_is_served_byte_for_byte_and_rest_waits_for_its_time(tmp_pat
         it.until(lambda: len(client.messages) == len(expected) and early.is_done)
         assert [payload for _, payload in client.messages] == expected
         last_id, bids, asks = it.twin.book(USDM, "BTCUSDT")
-        assert (last_id, bids, asks) == (listing.update_id, words.pairs(listing.bids.levels()), words.pairs(listing.asks.levels()))
+        assert last_id == listing.update_id
+        assert (bids, asks) == (words.pairs(listing.bids.levels()), words.pairs(listing.asks.levels()))
         late = it.get(USDM, "/fapi/v1/depth?symbol=BTCUSDT&limit=1000")[2]
         assert (late["lastUpdateId"], late["bids"], late["asks"]) == (last_id, bids, asks)
         assert len(it.get(USDM, "/fapi/v1/exchangeInfo")[2]["symbols"]) == 1
@@ -701,8 +708,9 @@ def test_spawned_child_answers_and_ends_with_its_parent():
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_command_ends_on_a_signal_with_a_summary():
-    process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "-m", "feeder.twin.command", "--symbols", "1",
-                                "--levels", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-X", "dev", "-W", "error", "-m", "feeder.twin.command",
+                                "--symbols", "1", "--levels", "50"],
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         assert json.loads(process.stdout.readline())["pid"] == process.pid
         process.send_signal(signal.SIGTERM)

@@ -22,14 +22,15 @@ STOP_TIMEOUT_S = 10
 
 
 class Child:
-    """A twin in a process of its own. `info` is {venue: {websocket_url, rest_url, symbols}}; ends with close() or with us."""
+    """A twin in a process of its own; ends with close() or with us. `info`: what its first line says."""
 
     def __init__(self, args):
         package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
         path = os.pathsep.join(filter(None, (os.path.dirname(package), os.environ.get("PYTHONPATH"))))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "feeder.twin.command", "--parent", *map(str, args)], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, env=dict(os.environ, PYTHONPATH=path))
+            stdout=subprocess.PIPE, start_new_session=True,      # Ctrl-C is for the parent, who then ends us in order
+            env=dict(os.environ, PYTHONPATH=path))
         guard = threading.Timer(START_TIMEOUT_S, self.process.kill)
         guard.start()
         try:
@@ -45,7 +46,7 @@ class Child:
         self.info, self.seed, self.pid = hello["venue"], hello["seed"], hello["pid"]
 
     def ask(self, venue, what, **parameters):
-        """An admin request: ask("binance_spot", "book", symbol="BTCUSDT"). Blocks; the JSON answer, HostError on a refusal."""
+        """An admin request, blocking: ask("binance_spot", "book", symbol="BTCUSDT"). HostError when it is refused."""
         return ask(self.info[venue]["rest_url"], what, **parameters)
 
     def close(self):

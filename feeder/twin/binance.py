@@ -54,7 +54,7 @@ class RequestError(FeederError):
 
 
 class WeightBudget:
-    """Request weight per minute, as the venue counts it: a window opens with the first request after the last one closed."""
+    """Request weight per minute: a window opens with the first request after the last one closed."""
 
     def __init__(self, limit):
         self.limit = limit
@@ -102,7 +102,7 @@ class Dialect:
         return None
 
     def channel(self, stream, kinds):
-        """(symbol, kind) a stream name stands for; None for one that is accepted and stays silent (as the venue does)."""
+        """(symbol, kind) a stream name stands for; None for one that is taken and stays silent, as at the venue."""
         symbol, _, kind = stream.partition("@")
         kind, _, speed = kind.partition("@")
         if kind not in kinds or symbol != symbol.lower() or speed and (kind != DEPTH or speed not in self.depth_speeds):
@@ -166,14 +166,14 @@ class Dialect:
             try:
                 wanted = json.loads(parameters["symbols"])
             except ValueError:
-                raise RequestError('{"code":-1100,"msg":"Illegal characters found in parameter \'symbols\'."}') from None
+                raise _illegal("symbols") from None
         by_symbol = {spec.symbol: spec for spec in specs}
         for symbol in wanted or ():
             if symbol not in by_symbol:
                 raise RequestError('{"code":-1121,"msg":"Invalid symbol."}')
         listed = specs if wanted is None else [by_symbol[symbol] for symbol in wanted]
-        limits = [{"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": self.weight_limit}]
-        head = {"timezone": "UTC", "serverTime": now_ms, **self.info_head, "rateLimits": limits, "exchangeFilters": []}
+        limit = {"rateLimitType": "REQUEST_WEIGHT", "interval": "MINUTE", "intervalNum": 1, "limit": self.weight_limit}
+        head = {"timezone": "UTC", "serverTime": now_ms, **self.info_head, "rateLimits": [limit], "exchangeFilters": []}
         return json.dumps({**head, "symbols": [self.symbol_info(spec) for spec in listed]}, separators=(",", ":"))
 
     def specs(self, symbols):
@@ -191,7 +191,7 @@ class Spot(Dialect):
     depth_speeds = ("100ms", "1000ms")
     routes = {"": (DEPTH, TRADE, AGGREGATE, BBO)}
     info_head = {}
-    level_count = 1_500                # a side; a 5000-level snapshot holds the whole book
+    level_count = 1_600                # at most, a side; a 5000-level snapshot holds the whole book
 
     def spec(self, symbol, price, tick, lot, _usdm_tick, _usdm_lot):
         return Spec(symbol, *_split(symbol), price, _padded(tick), _padded(lot))
@@ -249,7 +249,7 @@ class Usdm(Dialect):
     # @trade is undocumented; /public serves it according to two adapters.
     routes = {"/public": (DEPTH, BBO, TRADE), "/market": (AGGREGATE,), "": (DEPTH, BBO, TRADE)}
     info_head = {"futuresType": "U_MARGINED"}
-    level_count = 950                  # a side; a 1000-level snapshot, the largest there is, holds the whole book
+    level_count = 1_000                # at most, a side; the largest snapshot there is holds the whole book
 
     def _may_be_id(self, number):
         return type(number) is int and 0 <= number < 2 ** 64
@@ -358,8 +358,12 @@ def _made_up(symbol):
 
 def _whole(text, name):
     if not text.isascii() or not text.isdigit():
-        raise RequestError('{"code":-1100,"msg":"Illegal characters found in parameter \'%s\'."}' % name)
+        raise _illegal(name)
     return int(text)
+
+
+def _illegal(name):
+    return RequestError('{"code":-1100,"msg":"Illegal characters found in parameter \'%s\'."}' % name)
 
 
 def text_makers(dialect):

@@ -28,20 +28,20 @@ def configure(parser):
                      "--fault gap@5:BTCUSDT      Then: http://HOST:PORT/twin/status, /twin/pause, /twin/book?symbol=, "
                      "/twin/fault?kind=")
     add = parser.add_argument
-    add("--venue", metavar="NAMES", help=f"comma-separated, of: {', '.join(DIALECTS)} (default: all, or the recording's)")
+    add("--venue", metavar="NAMES", help=f"of {', '.join(DIALECTS)}; comma-separated (default: all; the recording's)")
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--port", type=int, default=0, help="port of the first venue, the next has the next (default: any free)")
     add("--seed", type=int, default=1, help="of the synthetic market (default %(default)s)")
     add("--rate", type=_positive, default=2_000.0, help="messages/s in all (default %(default)g)")
     add("--symbols", default=str(DEFAULT_SYMBOLS), metavar="N|LIST", help="how many, or which (default %(default)s)")
-    add("--levels", type=int, help="levels a side of the true books (default: as many as a full snapshot shows)")
+    add("--levels", type=int, help="most levels a side of the true books (default: 1600 on spot, 1000 on usdm)")
     add("--replay", metavar="FILE", help="serve a recording (.jsonl or .jsonl.gz) instead of the synthetic market")
     add("--speed", default="1x", help="of the recording: 1x, 10x, max (default %(default)s)")
     add("--fault", action="append", default=[], metavar="KIND@WHEN[+SECONDS][:SYMBOL]",
         help=f"WHEN in seconds after the first subscription; kinds: {', '.join(KINDS)}; may be repeated")
     add("--rest-latency-ms", type=float, default=20.0, metavar="MS", help="of every REST answer (default %(default)g)")
     add("--ping-interval-s", type=_positive, default=20.0, metavar="S", help="of WebSocket pings (default %(default)g)")
-    add("--pong-timeout-s", type=_positive, default=60.0, metavar="S", help="until a silent peer is closed (default %(default)g)")
+    add("--pong-timeout-s", type=_positive, default=60.0, metavar="S", help="then a silent peer is closed (%(default)g)")
     add("--no-compression", action="store_true", help="do not agree to permessage-deflate")
     add("--parent", action="store_true", help="end when stdin is closed: the parent is gone")
 
@@ -54,8 +54,9 @@ def main(args):
         loop.close()
         print(f"feeder venue: {error}", file=sys.stderr)
         return error.exit_code
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: loop.stop())
+    signal.signal(signal.SIGTERM, lambda *_: loop.stop())
+    # A terminal's Ctrl-C reaches parent and child alike; a parent wants to take its leave first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN if args.parent else lambda *_: loop.stop())
     if args.parent:
         threading.Thread(target=_watch_parent, args=(loop,), name="feeder-parent", daemon=True).start()
     try:
@@ -119,8 +120,9 @@ def _watch_parent(loop):
 def _summary(twin):
     lines = [f"feeder venue: seed {twin.seed}, {len(twin.faults_done)} faults"]
     for name, status in twin.status()["venues"].items():
-        lines.append(f"{name}: {status['messages']} messages, {status['counts'].get('connections', 0)} connections, "
-                     f"{status['counts'].get('rest_requests', 0)} REST requests, at most {status['behind_ms_max']} ms behind"
+        counts = status["counts"]
+        lines.append(f"{name}: {status['messages']} messages, {counts.get('connections', 0)} connections, "
+                     f"{counts.get('rest_requests', 0)} REST requests, at most {status['behind_ms_max']} ms behind"
                      + (f", {status['forgiven']} messages given up" if status.get("forgiven") else ""))
     return "\n".join(lines)
 

@@ -7,9 +7,9 @@ In:   whose turn it is and the time.   Out: events, tuples of plain ints; the di
 
 One turn of a listing does one of three things, and returns the events in the order a venue sends them:
 
-    touch   a quantity at the best price, a better price, or a sweep after the hidden `fair` price walked   -> BBO
-    trade   fills against the best level, the book change they cause, the new best                          -> TRADE.. AGGREGATE, BBO
-    churn   removals, additions and changes away from the touch, then everything since the last diff folded -> DEPTH
+    touch   a quantity at the best price, a better price, or a sweep after the hidden `fair` price walked  -> BBO
+    trade   fills against the best level, the book change they cause, the new best       -> TRADE.. AGGREGATE, BBO
+    churn   removals, additions and changes away from the touch, then all changes since the last diff    -> DEPTH
 
 Invariants: bid <= fair < ask after every event of a settled touch, never crossed after any event; every change of the
 best price or quantity is announced by a BBO that carries the update id of the book state it shows, because churn never
@@ -101,12 +101,14 @@ class Side:
 class Listing:
     """One symbol's true book and the dice that move it."""
 
-    def __init__(self, spec, seed, levels=1_500, contiguous=True):
+    def __init__(self, spec, seed, levels, contiguous=True):
         self.spec = spec
         self.seed = seed
         self.contiguous = contiguous
-        self.levels = max(LEAST_LEVELS, min(levels, spec.first_ticks // 3))    # no room for more below a low price
-        self.level_limit = self.levels + max(self.levels // 20, NEAR_LEVELS)   # 950: 997, a 1000-level snapshot has all
+        # At most `levels` a side, so that a snapshot of as many shows the whole book; held a little below that.
+        # A low price has no room for many.
+        self.level_limit = max(2 * NEAR_LEVELS, min(levels, spec.first_ticks // 3))
+        self.levels = self.level_limit - max(self.level_limit // 20, min(NEAR_LEVELS, self.level_limit // 4))
         self.random = dice = random.Random(f"{seed} {spec.symbol}")
         size = 1 << POOL_BITS
         spread = max(spec.first_ticks * 0.0015, 300)       # median distance of a level from the touch, in ticks
@@ -140,7 +142,7 @@ class Listing:
 
     def rebuilt(self):
         """The same listing as it was at the very start: an honest, self-consistent, hopelessly old book."""
-        return Listing(self.spec, self.seed, self.levels, self.contiguous)
+        return Listing(self.spec, self.seed, self.level_limit, self.contiguous)
 
     # --- turns
 
@@ -276,8 +278,10 @@ class Listing:
                     key = keys[-1 - int(chance() * min(held, NEAR_LEVELS))] - 1 - int(chance() * self.step_ticks)
                 else:
                     key = keys[-1] - distances[int(chance() * size)]
-                while key in side.quantities:                 # a coarse grid: the next free price
-                    key -= 1
+                for _ in range(3):                            # on a coarse grid: further away, where there is room
+                    if key not in side.quantities:
+                        break
+                    key -= 1 + int(chance() * self.levels)
                 if key * side.sign <= 0:
                     continue
                 change(side, key, sizes[int(chance() * size)])
@@ -311,7 +315,7 @@ class Listing:
 class Market:
     """All listings of one venue, and whose turn it is: a shuffled round in which the first symbols come more often."""
 
-    def __init__(self, specs, seed, levels=1_500, contiguous=True):
+    def __init__(self, specs, seed, levels, contiguous=True):
         self.listings = {spec.symbol: Listing(spec, seed, levels, contiguous) for spec in specs}
         self.round = [listing for place, listing in enumerate(self.listings.values())
                       for _ in range(max(1, 6 - place))]

@@ -14,6 +14,7 @@ Machines: the time is told. The recording reads its file, which it is given open
 
 import gzip
 import json
+from collections import deque
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import CaptureError
@@ -26,10 +27,12 @@ FORGIVE_S = 1.0              # and given up beyond this: a rate the host cannot 
 LEAST_BURST = 50
 REPLAY_DELAY_NS = SECOND_NS // 2     # after the first subscription, so that the other ones are not late
 REPLAY_BURST = 500           # messages of a recording in one bite
+MAX_EARLY_DIFFS = 10_000     # kept of a recording until its REST answer comes
+REPLAY_HOLD_NS = 2 * SECOND_NS       # at full speed, how long a recorded REST answer waits to be asked for
 
 
 class Pacer:
-    """Absolute deadlines for `rate` messages a second: message n is due at start + n / rate, whatever happened before."""
+    """Absolute deadlines for `rate` messages a second: message n is due at start + n / rate, whatever came before."""
 
     def __init__(self, rate):
         self.rate = rate
@@ -137,10 +140,11 @@ class Synthetic:
 
 
 class Recorded:
-    """A recording (gzip or plain JSON lines, the keys t, conn, kind, dir, raw) at `speed` times its pace; None: no waiting.
+    """A recording (JSON lines, perhaps gzip, keys t, conn, kind, dir, raw) at `speed` times its pace; None: at once.
 
     Only the records of this venue's hosts are taken. The true book is kept by the plainest means: dicts of text,
     from the recorded REST answer on. It serves the requests that come after the recorded answer was given out.
+    At full speed the recording halts at a REST answer until somebody asked for it, as its recorder had.
     """
 
     waits_for_readers = True
@@ -154,6 +158,9 @@ class Recorded:
         self.messages = 0
         self.skipped = 0               # records of channels nobody can subscribe to here
         self.behind_ns_max = 0
+        self._early = {}               # symbol -> diffs before its answer
+        self._wanted = set()           # symbols whose answer somebody waits for
+        self._held_ns = None           # since when the next record, a REST answer, waits
         self.specs, self._first_ns = self._survey()
         self._lines = self._records()
         self._next = next(self._lines, None)
@@ -231,13 +238,19 @@ class Recorded:
                 self.behind_ns_max = max(self.behind_ns_max, now_ns - due_ns)
             _, symbol, kind, data = self._next
             if kind == "rest":
+                if self.speed is None and symbol not in self._wanted:
+                    self._held_ns = self._held_ns or now_ns
+                    if now_ns - self._held_ns < REPLAY_HOLD_NS:
+                        return
+                self._held_ns = None
                 self._answers[symbol] = data
                 self._take_snapshot(symbol, data)
-            else:
-                if kind == DEPTH:
-                    self._take_diff(symbol, data)
-                self.messages += 1
-                publish(symbol, kind, data)
+                self._next = next(self._lines, None)
+                return                   # who waits for it gets it before the next diff makes it old
+            if kind == DEPTH:
+                self._take_diff(symbol, data)
+            self.messages += 1
+            publish(symbol, kind, data)
             self._next = next(self._lines, None)
 
     def text(self, kind, symbol, data, now_ms):
@@ -246,15 +259,21 @@ class Recorded:
     def _take_snapshot(self, symbol, data):
         answer = json.loads(data)
         self.books[symbol] = [answer["lastUpdateId"], dict(answer["bids"]), dict(answer["asks"])]
+        for diff in self._early.pop(symbol, ()):                 # came before the answer, may be newer than it
+            self._apply(symbol, diff)
 
     def _take_diff(self, symbol, data):
-        book = self.books.get(symbol)
-        if book is None:
-            return
         diff = json.loads(data)
+        if symbol not in self.books:
+            self._early.setdefault(symbol, deque(maxlen=MAX_EARLY_DIFFS)).append(diff)
+        elif diff["u"] > self.books[symbol][0]:
+            self._answers.pop(symbol, None)
+            self._apply(symbol, diff)
+
+    def _apply(self, symbol, diff):
+        book = self.books[symbol]
         if diff["u"] <= book[0]:
             return
-        self._answers.pop(symbol, None)
         book[0] = diff["u"]
         for side, changes in ((book[1], diff["b"]), (book[2], diff["a"])):
             for price, quantity in changes:
@@ -267,6 +286,7 @@ class Recorded:
         if symbol in self._answers:
             return self._answers[symbol]
         if symbol not in self.books:
+            self._wanted.add(symbol)
             return None
         last_id, bids, asks = self.book(symbol)
         words = [",".join(f'["{price}","{quantity}"]' for price, quantity in side[:limit]) for side in (bids, asks)]
