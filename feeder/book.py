@@ -1,273 +1,189 @@
-"""One instrument's order book: every level the venue gave, exact, in arrays made beforehand.
+"""One instrument's order book: every level the venue gave, exact.
 
 In:   snapshots and increments as flat lists of scaled ints.   Out: what changed in the published window.
-Hot:  Bids.apply, Asks.apply; measured by `feeder bench book` and `pipeline`.
+Hot:  Bids.apply, Asks.apply, Side.settle; measured by `feeder bench book` and `pipeline`.
 
-Each side is a dense *ladder* around the touch: cell n holds the quantity at the price n ticks from `origin`,
-one byte in `occupied` says whether it is not zero, and the best level is always the highest index.
+Each side is a hash table of all levels and one sorted array of keys, `near`, for the part round the touch.
+A key is the price for bids and its negative for asks, so the best is always last:
 
-    index     0 ............ floor ........ best ....... span
-    cells     q q 0 q 0 0 q  [ published window ]  0 0 0 0       array of int64, 8 bytes a tick
-    occupied  1 1 0 1 0 0 1  1 1 0 1 1 1 1 1 0 1   0 0 0 0       scanned by find, rfind, count
+    levels   {price: quantity}                                        all of them
+    near     [ k  k  k  k  k  k  k  k  k  k  k  k  k  k  k  k  k ]     those at `edge` or better
+               edge                 floor ... published window   best
 
-What lies below or above the ladder is in the dict `outside`; when the touch leaves the ladder, or the window
-reaches below it, the side is laid out anew around the touch (`lay_out`, rare, O(levels)).
+In the recordings two thirds to nine tenths of all changes lie below the edge; they cost a comparison and one
+operation of the table. Only the others touch the sorted array. `near` is cut to KEEP times the depth when it has
+grown to GROW times, and filled again from the table (rare, O(n log n)) when it holds less than the window.
 
-`floor` is the index of the depth-th best level, the worst published one; with fewer levels than that it is
-NO_FLOOR and every change is published. A receiver who applies the published changes and cuts each side to
-`depth` has exactly our first `depth` levels: changes at or above the old floor are all told, and levels that
-came into the window because others left it are told with them.
+`floor` is the key of the depth-th best level, the worst published one; with fewer levels than that it is NO_KEY
+and every change is published. A receiver who applies the published changes and cuts each side to `depth` has
+exactly our first `depth` levels: changes at or above the old floor are all told, and levels that came into the
+window because others left it are told with them.
 
-Why a ladder: a sorted list costs a bisect and an insert for each of the 95 % of changes that add or remove a
-level; an index costs neither, and machine words spare the cache misses of int objects (docs/experiments.md).
+Why no tick ladder in arrays, as first designed: on five recordings it cost 250 to 950 ns a level, this 117 to
+213, a bare dict 74 to 136 (docs/experiments.md).
 """
 
-from array import array
+from bisect import bisect_left, insort
 
 DEFAULT_DEPTH = 20
-MIN_SPAN, MAX_SPAN = 1024, 32_768     # ticks a side; 9 bytes each
-MAX_LEVELS = 50_000                   # a side; a book with more is hostile or broken, see `overfull`
-COVER_LEVELS = 500                    # a new layout holds at least so many levels where MAX_SPAN allows
-NO_FLOOR = -(1 << 80)                 # below every index
+MAX_LEVELS = 50_000              # a side; a book with more is hostile or broken, see `overfull`
+KEEP, GROW = 4, 12               # times the depth: near after a cut, near before one
+NO_KEY = -(1 << 80)              # below every key
 
 
 class Side:
-    """What bids and asks share; they differ in how a price becomes an index."""
+    """What bids and asks share; they differ in the sign of a key."""
 
-    __slots__ = ("depth", "origin", "span", "cells", "occupied", "outside", "floor", "layouts")
+    __slots__ = ("depth", "levels", "near", "edge", "floor", "most", "refills")
+    sign = None
 
-    def __init__(self, depth=DEFAULT_DEPTH, span=MIN_SPAN):
+    def __init__(self, depth=DEFAULT_DEPTH):
         self.depth = depth or MAX_LEVELS
-        self.origin = 0
-        self.outside = {}
-        self.floor = NO_FLOOR
-        self.layouts = 0
-        self.allocate(span)
-
-    def allocate(self, span):
-        self.span = span
-        self.cells = array("q", bytes(8 * span))
-        self.occupied = bytearray(span)
+        self.most = GROW * self.depth
+        self.levels = {}
+        self.refills = 0
+        self.fill()
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def __len__(self):
-        return self.occupied.count(1) + len(self.outside)
+        return len(self.levels)
 
     def best(self):
         """Return the best price, None when the side is empty."""
-        at = self.occupied.rfind(1)
-        if at >= 0:
-            return self.price(at)          # settle() sees to it that nothing outside is better
-        return self.best_of(self.outside) if self.outside else None
+        return self.sign * self.near[-1] if self.near else None
 
     def top(self, depth=None):
         """Return the best `depth` levels (all: None), best first, as a flat list [price, quantity, ...]."""
-        flat = []
-        cells, occupied, price = self.cells, self.occupied, self.price
-        wanted = len(self) if depth is None else min(depth, len(self))
-        at = occupied.rfind(1)
-        while at >= 0 and len(flat) < 2 * wanted:
-            flat += price(at), cells[at]
-            at = occupied.rfind(1, 0, at)
-        if len(flat) < 2 * wanted:
-            for level in self.ordered(self.outside)[:wanted - len(flat) // 2]:
-                flat += level, self.outside[level]
+        near, levels, sign = self.near, self.levels, self.sign
+        if depth is None or depth > len(near):
+            prices = sorted(levels, reverse=sign > 0)[:depth]
+        else:
+            prices = [sign * key for key in near[:-depth - 1:-1]]
+        flat = [None] * (2 * len(prices))
+        flat[::2] = prices
+        flat[1::2] = [levels[price] for price in prices]
         return flat
-
-    # -- changing --------------------------------------------------------------------------------------------
-
-    def clear(self):
-        self.outside.clear()
-        self.allocate(self.span)
-        self.floor = NO_FLOOR
-
-    def replace(self, levels):
-        """Make `levels` the whole side."""
-        quantities = iter(levels)
-        self.lay_out({price: quantity for price, quantity in zip(quantities, quantities) if quantity})
-
-    def rescale(self, price_scale, quantity_scale):
-        """Multiply everything: the instrument's decimals grew."""
-        flat = self.top()
-        self.lay_out({price * price_scale: quantity * quantity_scale for price, quantity in zip(flat[::2], flat[1::2])})
-
-    def settle(self, published, raised):
-        """Move the floor after a change and add the levels that came into the window to `published`."""
-        floor, depth = self.floor, self.depth
-        if raised or floor < 0:
-            if raised or floor != NO_FLOOR or len(self) > depth:
-                self.widen(published)
-            return
-        occupied, cells, price = self.occupied, self.cells, self.price
-        surplus = occupied.count(1, floor) - depth
-        if surplus >= 0:
-            floor = occupied.find(1, floor)       # the level at the floor may be gone
-        while surplus > 0:
-            floor = occupied.find(1, floor + 1)
-            surplus -= 1
-        while surplus < 0:
-            floor = occupied.rfind(1, 0, floor)
-            if floor < 0:
-                return self.widen(published)
-            published += price(floor), cells[floor]
-            surplus += 1
-        self.floor = floor
-
-    def widen(self, published):
-        """The rare part of settle: lay out anew, then tell all of the new window that the old one lacked."""
-        told = set(published[::2])
-        worst = None if self.floor == NO_FLOOR else self.price(self.floor)
-        self.lay_out(dict(pairs(self.top())))
-        if worst is None:
-            return                            # all changes were told, and so were all levels before them
-        for price, quantity in pairs(self.top(self.depth)):
-            if price not in told and self.better(worst, price):
-                published += price, quantity
-
-    def lay_out(self, levels):
-        """Place the ladder so that the touch has a quarter of it above and the rest below, and fill it."""
-        self.layouts += 1
-        self.outside = {}
-        self.floor = NO_FLOOR
-        prices = self.ordered(levels)
-        if not prices:
-            return self.allocate(MIN_SPAN)
-        best = prices[0]
-        reach = abs(best - prices[min(len(prices), COVER_LEVELS) - 1])
-        if len(prices) >= self.depth:
-            reach = max(reach, 2 * abs(best - prices[self.depth - 1]))
-        span = MIN_SPAN
-        while span < MAX_SPAN and span * 3 // 4 <= reach:
-            span *= 2
-        self.allocate(span)
-        self.place(best, span * 3 // 4)
-        cells, occupied, index, outside = self.cells, self.occupied, self.index, self.outside
-        for price in prices:
-            at = index(price)
-            if 0 <= at < span:
-                cells[at] = levels[price]
-                occupied[at] = 1
-            else:
-                outside[price] = levels[price]
-        if len(prices) > self.depth:
-            self.floor = index(prices[self.depth - 1])
 
     @property
     def overfull(self):
-        return len(self.outside) > MAX_LEVELS
+        return len(self.levels) > MAX_LEVELS
+
+    # -- changing --------------------------------------------------------------------------------------------
+
+    def replace(self, flat):
+        """Make the levels [price, quantity, ...] the whole side."""
+        self.levels = {price: quantity for price, quantity in pairs(flat) if quantity}
+        self.fill()
+
+    def rescale(self, price_scale, quantity_scale):
+        """Multiply everything: the instrument's decimals grew."""
+        self.levels = {price * price_scale: quantity * quantity_scale for price, quantity in self.levels.items()}
+        self.fill()
+
+    def fill(self):
+        """Make `near` anew from the table."""
+        self.refills += 1
+        keys = sorted(self.levels) if self.sign > 0 else [-price for price in sorted(self.levels, reverse=True)]
+        self.near = keys[-KEEP * self.depth:]
+        self.set_edge()
+        self.floor = self.near[-self.depth] if len(self.near) >= self.depth else NO_KEY
+
+    def set_edge(self):
+        """State what `near` covers; all there is, as long as nothing was cut off."""
+        key = self.near[0] if len(self.near) < len(self.levels) else NO_KEY
+        self.edge = self.sign * key
+
+    def settle(self, published):
+        """After changes: bound `near`, move the floor, add the levels that came into the window to `published`."""
+        near, levels, sign, depth, floor = self.near, self.levels, self.sign, self.depth, self.floor
+        if len(near) < depth and self.edge != sign * NO_KEY:
+            self.fill()
+            near = self.near
+        elif len(near) > self.most:
+            del near[:-KEEP * depth]
+            self.set_edge()
+        if len(near) < depth:
+            self.floor = NO_KEY
+            first = 0
+        else:
+            self.floor = near[-depth]
+            first = len(near) - depth
+        if self.floor < floor:
+            for key in near[first:bisect_left(near, floor)]:
+                published += sign * key, levels[sign * key]
 
     def check(self):
-        """Assert every invariant; for tests and `--check`."""
-        assert len(self.cells) == len(self.occupied) == self.span
-        for at in range(self.span):
-            assert self.occupied[at] == (self.cells[at] > 0), f"cell {at}"
-        assert all(quantity > 0 for quantity in self.outside.values())
-        assert not any(0 <= self.index(price) < self.span for price in self.outside)
-        flat = self.top()
-        assert flat[::2] == self.ordered(set(flat[::2])), "levels out of order"
-        assert len(flat) == 2 * len(self)
-        if len(self) > self.depth:
-            assert self.floor == self.index(flat[2 * self.depth - 2]), "floor"
-        else:
-            assert self.floor == NO_FLOOR or len(self) == self.depth, "floor of a short side"
+        """Assert every invariant; for tests."""
+        assert all(quantity > 0 for quantity in self.levels.values()), "a level without quantity"
+        keys = sorted(self.sign * price for price in self.levels)
+        covered = [key for key in keys if key >= self.sign * self.edge]
+        assert self.near == covered, "near is not what the edge says"
+        assert len(self.near) >= min(self.depth, len(keys)), "near is shorter than the window"
+        assert self.floor == (keys[-self.depth] if len(keys) >= self.depth else NO_KEY), "floor"
 
 
 class Bids(Side):
     __slots__ = ()
+    sign = 1
 
-    def index(self, price):
-        return price - self.origin
-
-    def price(self, at):
-        return self.origin + at
-
-    def place(self, best, at):
-        self.origin = best - at
-
-    best_of = staticmethod(max)
-
-    @staticmethod
-    def better(price, other):
-        return price > other
-
-    @staticmethod
-    def ordered(prices):
-        return sorted(prices, reverse=True)
-
-    def apply(self, levels):
+    def apply(self, flat):
         """Set levels [price, quantity, ...], quantity 0 removes; return what a receiver of the window must know.
 
-        Removing an unknown level is normal at every venue.  Cost: 100 to 130 ns a level.
+        Removing an unknown level is normal at every venue.
         """
-        origin, span, floor = self.origin, self.span, self.floor
-        cells, occupied, outside = self.cells, self.occupied, self.outside
+        levels, near, edge, floor = self.levels, self.near, self.edge, self.floor
         published = []
-        raised = False
-        numbers = iter(levels)
+        numbers = iter(flat)
         for price, quantity in zip(numbers, numbers):
-            at = price - origin
-            if 0 <= at < span:
-                cells[at] = quantity
-                occupied[at] = quantity > 0
-            else:
+            if price < edge:
                 if quantity:
-                    outside[price] = quantity
-                    raised |= at > 0          # better than the whole ladder
-                elif price in outside:
-                    del outside[price]
-            if at >= floor:
+                    levels[price] = quantity
+                elif price in levels:
+                    del levels[price]
+                continue
+            if quantity:
+                if price not in levels:
+                    insort(near, price)
+                levels[price] = quantity
+            elif price in levels:
+                del levels[price]
+                del near[bisect_left(near, price)]
+            if price >= floor:
                 published += price, quantity
-        if published:
-            self.settle(published, raised)
+        if published or len(near) > self.most:
+            self.settle(published)
         return published
 
 
 class Asks(Side):
-    """As Bids with the index mirrored; `apply` is written twice because a sign would cost 20 ns a level."""
+    """`apply` is written twice, mirrored: a sign inside the loop would cost 20 ns a level."""
 
     __slots__ = ()
+    sign = -1
 
-    def index(self, price):
-        return self.origin - price
-
-    def price(self, at):
-        return self.origin - at
-
-    def place(self, best, at):
-        self.origin = best + at
-
-    best_of = staticmethod(min)
-
-    @staticmethod
-    def better(price, other):
-        return price < other
-
-    @staticmethod
-    def ordered(prices):
-        return sorted(prices)
-
-    def apply(self, levels):
-        origin, span, floor = self.origin, self.span, self.floor
-        cells, occupied, outside = self.cells, self.occupied, self.outside
+    def apply(self, flat):
+        levels, near, edge, floor = self.levels, self.near, self.edge, -self.floor
         published = []
-        raised = False
-        numbers = iter(levels)
+        numbers = iter(flat)
         for price, quantity in zip(numbers, numbers):
-            at = origin - price
-            if 0 <= at < span:
-                cells[at] = quantity
-                occupied[at] = quantity > 0
-            else:
+            if price > edge:
                 if quantity:
-                    outside[price] = quantity
-                    raised |= at > 0
-                elif price in outside:
-                    del outside[price]
-            if at >= floor:
+                    levels[price] = quantity
+                elif price in levels:
+                    del levels[price]
+                continue
+            if quantity:
+                if price not in levels:
+                    insort(near, -price)
+                levels[price] = quantity
+            elif price in levels:
+                del levels[price]
+                del near[bisect_left(near, -price)]
+            if price <= floor:
                 published += price, quantity
-        if published:
-            self.settle(published, raised)
+        if published or len(near) > self.most:
+            self.settle(published)
         return published
 
 
@@ -285,10 +201,6 @@ class Book:
         self.bids = Bids(depth)
         self.asks = Asks(depth)
 
-    def clear(self):
-        self.bids.clear()
-        self.asks.clear()
-
     def snapshot(self, bids, asks):
         self.bids.replace(bids)
         self.asks.replace(asks)
@@ -300,8 +212,8 @@ class Book:
     @property
     def crossed(self):
         """True when the best bid is above the best ask; equal prices are locked, which is legal."""
-        bid, ask = self.bids.best(), self.asks.best()
-        return bid is not None and ask is not None and bid > ask
+        bids, asks = self.bids.near, self.asks.near
+        return bool(bids and asks) and bids[-1] + asks[-1] > 0       # an ask's key is minus its price
 
     @property
     def overfull(self):

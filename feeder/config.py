@@ -20,13 +20,13 @@ import re
 import sys
 
 from feeder import log
-from feeder.book import MAX_SPAN
 from feeder.errors import ConfigError
 from feeder.schema import (BY_VENUE, KNOWN_VENUES, LISTS, REQUIRED, SCHEMA, SUPPORTED_VENUES, accepts, defaults,
                            expected, names_below)
 
 MAX_FILE_BYTES = 1 << 20
 MAX_PROBLEMS_SHOWN = 50
+TWIN_LEVELS = 1000           # a side of the twin's books, all of them in one snapshot
 TWIN_SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT", "XRPUSDT",
                 "ADAUSDT", "DOGEUSDT", "AVAXUSDT", "DOTUSDT", "LINKUSDT")
 
@@ -92,10 +92,13 @@ def common_name(symbol):
 
 
 def builtin(venues=None):
-    """The embedded configuration. No files; `run` starts the twin and fills in both URLs of each venue."""
+    """The embedded configuration. No files; `run` starts the twin and fills in both URLs of each venue.
+
+    Snapshots of 1,000 levels cost little of the budget, so that all books are live at once.
+    """
     reader = _Reader()
     chosen = reader.choose(venues, SUPPORTED_VENUES, "the embedded configuration")
-    fixed = {"symbols": TWIN_SYMBOLS, "websocket_url": "", "rest_url": ""}
+    fixed = {"symbols": TWIN_SYMBOLS, "websocket_url": "", "rest_url": "", "snapshot_limit": TWIN_LEVELS}
     found = [dict(defaults("venue", name), venue=name, **fixed) for name in chosen]
     return reader.assemble(found, defaults("hft"), {}, "embedded configuration")
 
@@ -413,12 +416,12 @@ def plan(config):
 
 
 INTERPRETER_BYTES = 40 * (1 << 20)     # CPython with the package imported and its ordinary buffers
-LEVEL_BYTES = 160                      # a level outside the ladder: a dict entry and two ints
+LEVEL_BYTES = 200                      # a level: two ints, its share of a dict that has just grown
 
 
 def memory_bytes(config):
-    """Worst case of one process: all ladders at their full span, all snapshot levels outside of them."""
-    book = sum(len(venue.symbols) * 2 * (MAX_SPAN * 9 + venue.snapshot_limit * LEVEL_BYTES) for venue in config.venues)
+    """Estimate of one process whose books have grown to twice their snapshots."""
+    book = sum(len(venue.symbols) * 2 * 2 * venue.snapshot_limit * LEVEL_BYTES for venue in config.venues)
     return INTERPRETER_BYTES + book
 
 

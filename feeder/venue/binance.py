@@ -312,8 +312,8 @@ class Binance(Venue):
             sides.append(levels)
         both = sides[0] + sides[1]
         flat = [None] * (2 * len(both))
-        flat[::2] = self.prices(instrument, [level[0] for level in both])
-        flat[1::2] = self.quantities(instrument, [level[1] for level in both])
+        flat[::2] = self.scaled(instrument, [level[0] for level in both], "price")
+        flat[1::2] = self.scaled(instrument, [level[1] for level in both], "quantity")
         return flat[:2 * len(sides[0])], flat[2 * len(sides[0]):]
 
     def read_depth(self, data, stream, payload, recv_ns):
@@ -342,8 +342,8 @@ class Binance(Venue):
         instrument = self.instrument(symbol)
         if instrument is None:
             return
-        price, = self.prices(instrument, [price_text])
-        quantity, = self.quantities(instrument, [quantity_text])
+        price, = self.scaled(instrument, [price_text], "price")
+        quantity, = self.scaled(instrument, [quantity_text], "quantity")
         self.count("trade")
         self.sink.trade(instrument, trade_id, time, recv_ns, trade_id, price, quantity,
                         SELL if maker else BUY)
@@ -358,8 +358,8 @@ class Binance(Venue):
         instrument = self.instrument(symbol)
         if instrument is None:
             return
-        bid, ask = self.prices(instrument, texts[:2])
-        bid_quantity, ask_quantity = self.quantities(instrument, texts[2:])
+        bid, ask = self.scaled(instrument, texts[:2], "price")
+        bid_quantity, ask_quantity = self.scaled(instrument, texts[2:], "quantity")
         self.count("bbo")
         self.sink.bbo(instrument, sequence, event, recv_ns, bid, bid_quantity, ask, ask_quantity)
         if stream is not None:

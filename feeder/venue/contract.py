@@ -153,20 +153,15 @@ class Venue:
             self.count("unknown symbol")
         return instrument
 
-    def prices(self, instrument, texts):
-        """Return the ints of all of a message's price texts, at the instrument's decimals after the call.
+    def scaled(self, instrument, texts, what):
+        """Return the ints of all of a message's texts, `what` being "price" or "quantity".
 
-        Shortest form counts: 61837.64000000 needs 2 decimals, so that book cells are ticks.
+        They are at the instrument's decimals after the call: as many as are printed, up to 8, so that the likely path has
+        no zeros to drop. The instrument is widened only where all texts can be read so.
         """
-        return self.scaled(instrument, texts, "price")
-
-    def quantities(self, instrument, texts):
-        """As prices; but printed digits count up to 8, so that the likely path has no zeros to drop."""
         printed = max((len(text.partition(".")[2]) for text in texts), default=0)
-        return self.scaled(instrument, texts, "quantity", printed if printed <= fixed.WIRE_DECIMALS else 0)
-
-    def scaled(self, instrument, texts, what, printed=0):
-        """Return the ints of `texts`. The instrument is widened only where all of them can be read so."""
+        if printed > fixed.WIRE_DECIMALS:
+            printed = 0
         known = getattr(instrument, what + "_decimals")
         decimals = max(known, printed)
         try:
