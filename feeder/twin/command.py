@@ -41,7 +41,7 @@ def configure(parser):
         help=f"WHEN in seconds after the first subscription; kinds: {', '.join(KINDS)}; may be repeated")
     add("--rest-latency-ms", type=float, default=20.0, metavar="MS", help="of every REST answer (default %(default)g)")
     add("--ping-interval-s", type=_positive, default=20.0, metavar="S", help="of WebSocket pings (default %(default)g)")
-    add("--pong-timeout-s", type=_positive, default=60.0, metavar="S", help="then a silent peer is closed (%(default)g)")
+    add("--pong-timeout-s", type=_positive, default=60.0, metavar="S", help="until it is closed (default %(default)g)")
     add("--no-compression", action="store_true", help="do not agree to permessage-deflate")
     add("--parent", action="store_true", help="end when stdin is closed: the parent is gone")
 
