@@ -67,9 +67,21 @@ def load_traffic(limit):
 
 
 def synthetic_traffic(limit):
-    from feeder.twin.bench_traffic import make
-    snapshot, messages = make(limit)
-    return Traffic("synthetic market of the venue twin (no recording found)", snapshot, messages)
+    """As many messages of one listing of the twin's seeded market, as its server would send them."""
+    from feeder.twin.binance import DIALECTS
+    from feeder.twin.source import BBO, DEPTH, TRADE, Synthetic
+    names = {DEPTH: "btcusdt@depth@100ms", TRADE: "btcusdt@trade", BBO: "btcusdt@bookTicker"}
+    market = Synthetic(DIALECTS["binance_spot"](), ["BTCUSDT"], seed=1, rate=1_000)
+    now_ms = 1_723_161_255_000
+    snapshot = market.depth("BTCUSDT", 5000, now_ms).encode()
+    messages = []
+    while len(messages) < limit:
+        now_ms += 3
+        for event in market.market.step(now_ms):
+            if event[0] in names:
+                text = market.text(event[0], "BTCUSDT", event, now_ms)
+                messages.append(f'{{"stream":"{names[event[0]]}","data":{text}}}'.encode())
+    return Traffic("the venue twin's market, seed 1 (no recording found)", snapshot, messages)
 
 
 # -- measuring -------------------------------------------------------------------------------------------------

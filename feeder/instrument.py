@@ -2,8 +2,8 @@
 
 Two scales, both powers of ten, per instrument and apart for price and quantity:
 
-- *decimals* scale every int inside the process: 61837.64 with price_decimals 2 is 6183764. They are the
-  fewest that hold what the venue has shown so far, so ladder cells are ticks; they may grow (`recovery`).
+- *decimals* scale every int inside the process: 61837.64 with price_decimals 2 is 6183764. They are what the
+  venue prints, as far as it was seen, so text becomes an int by dropping its point; they may grow (`define`).
 - *exponents* scale what leaves in packets: -8 for nearly all, announced in the definition. Inside ints
   become outside ints by one multiplication: `price * price_factor`.
 """
