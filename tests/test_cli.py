@@ -78,13 +78,15 @@ def test_each_commands_help_has_an_example_that_parses(name, capsys):
 
 
 @pytest.mark.parametrize("words", [["nonsense"], ["nonsense", "--help"], ["Run"], ["lis"], ["-x", "listen"],
-                                   ["--nonsense"], ["listen", "--nonsense"], ["listen", "more"], ["listen", "--port", "x"],
+                                   ["--nonsense"], ["listen", "--nonsense"], ["listen", "more"],
+                                   ["listen", "--port", "x"],
                                    ["listen", "--port", "0"], ["replay"]])
 def test_wrong_usage_is_told_in_one_sentence_with_exit_code_2(words, capsys, run):
     code, out, err = exits(capsys, *words)
     assert code == 2 and out == "" and run.started == []
     *usage, sentence = err.splitlines()
-    assert usage[0].startswith("usage: python3 -m feeder") and re.match(r"python3 -m feeder( \S+)?: error: \S", sentence)
+    assert usage[0].startswith("usage: python3 -m feeder")
+    assert re.match(r"python3 -m feeder( \S+)?: error: \S", sentence)
 
 
 def test_wrong_usage_from_outside():
