@@ -1,0 +1,508 @@
+"""Recovery by both documented procedures, against a venue that remembers its book at every update id.
+
+`Exchange` is the truth: one id a change, events that fold several. `Shelf` is the sink: it holds what recovery
+says the book is, and at every call compares it with the truth at that id. LIVE while wrong fails the test.
+"""
+
+from itertools import count
+
+import pytest
+from support import Recorder, dice
+
+from feeder import recovery as recovery_module
+from feeder.instrument import Instrument
+from feeder.message import LIVE, SYNCING
+from feeder.recovery import Recovery
+from feeder.venue.binance import BinanceSpot, BinanceUsdm
+
+RULES = {"spot": BinanceSpot.follows, "futures": BinanceUsdm.follows}
+both_procedures = pytest.mark.parametrize("rule", RULES)
+
+
+class Exchange:
+    """One symbol at the venue: its ids, its changes, and the events that tell of them."""
+
+    def __init__(self, rng, futures):
+        self.rng = rng
+        self.futures = futures
+        self.changes = []             # (id, side, price, quantity)
+        self.last_id = rng.randrange(1, 1_000)
+        self.previous_end = self.last_id
+        for _ in range(10):
+            self.change()
+        self.event()
+
+    def change(self):
+        """One more update of the book; on futures the ids are shared with other symbols and have holes."""
+        rng = self.rng
+        self.last_id += rng.choice((1, 1, 3, 50)) if self.futures else 1
+        side = rng.randrange(2)
+        price = 99 - rng.randrange(8) if side == 0 else 101 + rng.randrange(8)
+        self.changes.append((self.last_id, side, price, rng.choice((0, 0, rng.randrange(1, 100)))))
+
+    def event(self, changes=None):
+        """Return the increment (first, last, previous, event_ns, recv_ns, bids, asks) of the next `changes`."""
+        start = len(self.changes)
+        for _ in range(self.rng.randrange(1, 5) if changes is None else changes):
+            self.change()
+        told = self.changes[start:]
+        finals = {(side, price): quantity for _, side, price, quantity in told}
+        sides = [[n for (side, price), quantity in finals.items() if side == wanted for n in (price, quantity)]
+                 for wanted in (0, 1)]
+        first = told[0][0] - (self.rng.randrange(2) if self.futures and told[0][0] - 1 > self.previous_end else 0)
+        if not self.futures:
+            first = self.previous_end + 1
+        previous, self.previous_end = self.previous_end, self.last_id
+        return first, self.last_id, previous if self.futures else None, 10, 20, *sides
+
+    def book(self, at):
+        """Return the true book after update id `at`."""
+        sides = {}, {}
+        for number, side, price, quantity in self.changes:
+            if number > at:
+                break
+            if quantity:
+                sides[side][price] = quantity
+            else:
+                sides[side].pop(price, None)
+        return sides
+
+    def snapshot(self, at=None):
+        """Return (sequence, event_ns, recv_ns, bids, asks); `at`: an older id than the present one."""
+        at = self.last_id if at is None else at
+        return at, 11, 21, *([n for level in side.items() for n in level] for side in self.book(at))
+
+
+class Shelf:
+    """The sink; knows the exchanges and is not fooled."""
+
+    def __init__(self, exchanges):
+        self.exchanges = exchanges
+        self.books = [None] * len(exchanges)      # (sequence, bids, asks) while LIVE
+        self.calls = [[] for _ in exchanges]
+        self.reasons = []
+
+    def define(self, instrument, price_scale, quantity_scale):
+        pass
+
+    trade = bbo = define
+
+    def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
+        number = instrument.instrument_id
+        assert self.books[number] is None, "a snapshot over a live book"
+        self.books[number] = [sequence, dict(zip(bids[::2], bids[1::2])), dict(zip(asks[::2], asks[1::2]))]
+        self.calls[number].append("snapshot")
+        self.check(number)
+
+    def increment(self, instrument, sequence, event_ns, recv_ns, bids, asks):
+        number = instrument.instrument_id
+        book = self.books[number]
+        assert book is not None, "an increment on nothing"
+        assert sequence >= book[0], "a step back"
+        book[0] = sequence
+        for side, levels in ((book[1], bids), (book[2], asks)):
+            for price, quantity in zip(levels[::2], levels[1::2]):
+                if quantity:
+                    side[price] = quantity
+                else:
+                    side.pop(price, None)
+        self.calls[number].append("increment")
+        self.check(number)
+
+    def stale(self, instrument, reason, recv_ns):
+        assert self.books[instrument.instrument_id] is not None, "stale what was not live"
+        self.books[instrument.instrument_id] = None
+        self.calls[instrument.instrument_id].append("stale")
+        self.reasons.append((instrument.instrument_id, reason))
+
+    def check(self, number):
+        sequence, *sides = self.books[number]
+        assert tuple(sides) == self.exchanges[number].book(sequence), f"LIVE and wrong at {sequence}"
+
+
+class Desk:
+    """Recovery over some exchanges; snapshot orders are kept until somebody answers them."""
+
+    def __init__(self, rule, rng, instruments=1):
+        self.exchanges = [Exchange(rng, rule == "futures") for _ in range(instruments)]
+        self.shelf = Shelf(self.exchanges)
+        self.orders = []
+        self.recovery = Recovery(RULES[rule], self.shelf, lambda *order: self.orders.append(order))
+        self.instruments = [Instrument(number, rule, f"COIN{number}") for number in range(instruments)]
+        for instrument in self.instruments:
+            self.recovery.define(instrument, 1, 1)
+
+    @property
+    def link(self):
+        return self.recovery.link(self.instruments[0])
+
+    def events(self, *events, number=0):
+        for event in events:
+            self.recovery.depth(self.instruments[number], *event)
+
+    def snapshot(self, *snapshot, number=0):
+        self.recovery.snapshot(self.instruments[number], *snapshot)
+
+    def go_live(self, number=0):
+        self.events(self.exchanges[number].event(), number=number)
+        self.snapshot(*self.exchanges[number].snapshot(), number=number)
+        assert self.recovery.link(self.instruments[number]).state == LIVE
+        self.orders.clear()
+        self.shelf.calls[number].clear()
+
+
+@pytest.fixture
+def desk(rule):
+    return Desk(rule, dice(31))
+
+
+@both_procedures
+def test_increments_wait_for_the_snapshot_and_join_it(desk):
+    exchange = desk.exchanges[0]
+    desk.events(exchange.event())
+    assert desk.orders == [(desk.instruments[0], 0)] and desk.link.state == SYNCING
+    desk.events(exchange.event(), exchange.event())
+    assert len(desk.orders) == 1 and desk.shelf.calls[0] == []
+    snapshot = exchange.snapshot()
+    desk.events(exchange.event(), exchange.event())
+    desk.snapshot(*snapshot)
+    assert desk.link.state == LIVE and desk.shelf.books[0][0] == exchange.last_id
+    assert desk.shelf.calls[0][:1] == ["snapshot"] and desk.shelf.calls[0].count("increment") in (2, 3)
+    desk.events(exchange.event())
+    assert desk.shelf.books[0][0] == exchange.last_id and desk.link.gaps == 0 and not desk.link.buffer
+
+
+@both_procedures
+def test_a_snapshot_in_the_middle_of_an_event(desk):
+    exchange = desk.exchanges[0]
+    desk.events(exchange.event())
+    known = exchange.last_id
+    event = exchange.event(changes=6)
+    inside = [number for number, *_ in exchange.changes if known < number < exchange.last_id][2]
+    desk.events(event, exchange.event())
+    desk.snapshot(*exchange.snapshot(inside))
+    assert desk.link.state == LIVE and desk.shelf.books[0][0] == exchange.last_id and desk.link.gaps == 0
+
+
+@both_procedures
+def test_a_snapshot_older_than_the_buffer_is_refused_and_ordered_again(desk):
+    exchange = desk.exchanges[0]
+    exchange.event()
+    old = exchange.snapshot()
+    exchange.event()
+    desk.events(exchange.event())
+    for attempt in range(1, 4):
+        desk.snapshot(*old)
+        assert desk.link.state == SYNCING and desk.shelf.calls[0] == []
+        assert desk.orders[-1] == (desk.instruments[0], attempt) and len(desk.orders) == attempt + 1
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE and desk.link.late_snapshots == 3
+    desk.events(exchange.event())
+    assert desk.link.attempts == 0 and len(desk.orders) == 4
+
+
+@both_procedures
+def test_a_snapshot_newer_than_all_of_the_buffer(desk):
+    exchange = desk.exchanges[0]
+    desk.events(exchange.event(), exchange.event())
+    late = exchange.event()                               # on its way while the snapshot was made
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE
+    desk.events(late, exchange.event())
+    assert desk.link.gaps == 0 and desk.shelf.books[0][0] == exchange.last_id
+
+
+@both_procedures
+def test_a_snapshot_before_any_increment_waits_for_one(desk):
+    exchange = desk.exchanges[0]
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == SYNCING and desk.shelf.calls[0] == []
+    desk.events(exchange.event())
+    assert desk.link.state == LIVE and desk.orders == []
+    late = Desk("spot", dice(32))                         # and does not help where the first increment is beyond it
+    late.snapshot(*late.exchanges[0].snapshot())
+    late.exchanges[0].event()
+    late.events(late.exchanges[0].event())
+    assert late.link.state == SYNCING and len(late.orders) == 1
+
+
+@both_procedures
+def test_a_gap_makes_it_stale_and_a_snapshot_cures_it(desk):
+    exchange = desk.exchanges[0]
+    desk.go_live()
+    desk.events(exchange.event())
+    exchange.event()                                      # lost
+    desk.events(exchange.event())
+    assert desk.shelf.reasons == [(0, "gap")] and desk.link.gaps == 1 and desk.link.resyncs == 1
+    assert desk.orders == [(desk.instruments[0], 0)]
+    desk.events(exchange.event())
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE and desk.shelf.books[0][0] == exchange.last_id
+    assert desk.link.reasons == {"gap": 1}
+
+
+@both_procedures
+def test_a_gap_inside_the_buffer_starts_over(desk):
+    exchange = desk.exchanges[0]
+    desk.events(exchange.event())
+    snapshot = exchange.snapshot()
+    desk.events(exchange.event())
+    exchange.event()                                      # lost
+    desk.events(exchange.event(), exchange.event())
+    desk.snapshot(*snapshot)
+    assert desk.link.state == SYNCING and desk.link.gaps == 1 and len(desk.link.buffer) == 2
+    assert len(desk.orders) == 2
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE and desk.shelf.books[0][0] == exchange.last_id
+
+
+@both_procedures
+def test_duplicates_change_nothing(desk):
+    exchange = desk.exchanges[0]
+    desk.go_live()
+    old = desk.link.old
+    events = [exchange.event() for _ in range(5)]
+    for event in events:
+        desk.events(event, event)
+    desk.events(*events)
+    assert desk.link.state == LIVE and desk.link.gaps == 0 and desk.link.old == old + 10
+    assert desk.shelf.calls[0].count("increment") == 5
+
+
+@both_procedures
+def test_reordered_increments_are_a_gap_and_heal(desk):
+    exchange = desk.exchanges[0]
+    desk.go_live()
+    one, two = exchange.event(), exchange.event()
+    desk.events(two, one)
+    assert desk.shelf.reasons == [(0, "gap")]
+    desk.snapshot(*exchange.snapshot(one[1]))             # between the two: the buffer has them in the wrong order
+    desk.snapshot(*exchange.snapshot())
+    desk.events(exchange.event())
+    assert desk.link.state == LIVE and desk.shelf.books[0][0] == exchange.last_id
+
+
+@both_procedures
+def test_disconnect_and_the_answer_that_comes_after_it(desk):
+    exchange = desk.exchanges[0]
+    desk.go_live()
+    desk.events(exchange.event())
+    desk.recovery.disconnect(desk.instruments, 5)
+    assert desk.shelf.reasons == [(0, "disconnect")] and desk.shelf.calls[0][-1] == "stale"
+    desk.recovery.disconnect(desk.instruments, 6)         # again: it is known
+    assert desk.link.resyncs == 1
+    desk.events(exchange.event())                         # connected again, ordered
+    old = exchange.snapshot()
+    desk.recovery.disconnect(desk.instruments, 7)
+    desk.snapshot(*old)                                   # the answer to a question of the connection before
+    assert desk.link.state == SYNCING, "no stream, so not LIVE"
+    exchange.event()
+    desk.events(exchange.event())
+    assert desk.link.state == SYNCING and desk.orders
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE
+
+
+@both_procedures
+def test_a_failed_snapshot_is_ordered_again_by_the_next_increment(desk):
+    exchange = desk.exchanges[0]
+    desk.events(exchange.event())
+    desk.recovery.snapshot_failed(desk.instruments[0])
+    assert len(desk.orders) == 1
+    desk.events(exchange.event(), exchange.event())
+    assert desk.orders[1:] == [(desk.instruments[0], 1)]
+
+
+@both_procedures
+def test_an_unasked_snapshot_while_live_changes_nothing(desk):
+    exchange = desk.exchanges[0]
+    desk.go_live()
+    exchange.event()
+    desk.snapshot(*exchange.snapshot())
+    assert desk.shelf.calls[0] == [] and desk.link.late_snapshots == 1 and desk.link.state == LIVE
+
+
+@both_procedures
+def test_the_decoders_stale_gives_up_the_book(desk):
+    exchange = desk.exchanges[0]
+    desk.go_live()
+    desk.recovery.stale(desk.instruments[0], "precision", 9)
+    exchange.event()                                      # the one that could not be read
+    desk.events(exchange.event())
+    assert desk.shelf.reasons == [(0, "precision")] and len(desk.orders) == 1
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE
+
+
+@both_procedures
+def test_the_buffer_is_bounded_and_what_fell_out_is_a_gap(desk, monkeypatch):
+    monkeypatch.setattr(recovery_module, "MAX_BUFFERED", 8)
+    desk.recovery.links.clear()
+    exchange = desk.exchanges[0]
+    desk.recovery.define(desk.instruments[0], 1, 1)
+    desk.events(exchange.event())
+    snapshot = exchange.snapshot()
+    desk.events(*(exchange.event() for _ in range(20)))
+    assert len(desk.link.buffer) == 8 and desk.link.overflows == 13
+    desk.snapshot(*snapshot)                              # joined the increments that are gone
+    assert desk.link.state == SYNCING and len(desk.orders) == 2
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE
+
+
+@both_procedures
+def test_define_scales_what_waits(desk, rule):
+    recorder = Recorder()
+    recovery = Recovery(RULES[rule], recorder, lambda *order: None)
+    coin = Instrument(0, rule, "COIN0")
+    recovery.define(coin, 1, 1)
+    previous = 4 if rule == "futures" else None
+    recovery.depth(coin, 5, 6, previous, 1, 2, [100, 7], [102, 3, 103, 0])
+    recovery.define(coin, 10, 1)
+    recovery.define(coin, 1, 1000)
+    recovery.snapshot(coin, 5, 1, 2, [990, 1000], [1050, 2000])
+    assert recorder.take() == [
+        ("define", "COIN0", 1, 1), ("define", "COIN0", 10, 1), ("define", "COIN0", 1, 1000),
+        ("snapshot", "COIN0", 5, 1, 2, [990, 1000], [1050, 2000]),
+        ("increment", "COIN0", 6, 1, 2, [1000, 7000], [1020, 3000, 1030, 0])]
+
+
+@both_procedures
+def test_define_scales_a_snapshot_that_waits(rule):
+    recorder = Recorder()
+    recovery = Recovery(RULES[rule], recorder, lambda *order: None)
+    coin = Instrument(0, rule, "COIN0")
+    recovery.define(coin, 1, 1)
+    recovery.snapshot(coin, 5, 1, 2, [99, 1], [105, 2])
+    recovery.define(coin, 10, 100)
+    recovery.depth(coin, 5, 6, 5, 1, 2, [1000, 7], [])
+    assert recorder.take()[-2:] == [("snapshot", "COIN0", 5, 1, 2, [990, 100], [1050, 200]),
+                                    ("increment", "COIN0", 6, 1, 2, [1000, 7], [])]
+
+
+@both_procedures
+@pytest.mark.parametrize("culprit", ["snapshot", "increment"])
+def test_a_sink_that_gives_up_in_the_middle(desk, culprit):
+    """The publisher finds a crossed book while recovery is handing over a snapshot or its buffer."""
+    exchange, coin = desk.exchanges[0], desk.instruments[0]
+    take, calls = getattr(desk.shelf, culprit), count()
+
+    def crossed(*what):
+        take(*what)
+        if next(calls) == 0:
+            desk.recovery.resync(coin, "crossed", 1)
+
+    setattr(desk.shelf, culprit, crossed)
+    desk.events(exchange.event())
+    snapshot = exchange.snapshot()
+    desk.events(exchange.event(), exchange.event())
+    desk.snapshot(*snapshot)
+    desk.events(exchange.event())
+    assert desk.link.state == SYNCING and desk.shelf.books[0] is None and desk.orders
+    desk.snapshot(*exchange.snapshot())
+    assert desk.link.state == LIVE and desk.shelf.reasons == [(0, "crossed")]
+
+
+def test_trades_and_quotes_go_straight_through():
+    recorder = Recorder()
+    recovery = Recovery(RULES["spot"], recorder, lambda *order: None)
+    coin = Instrument(0, "spot", "COIN0")
+    recovery.trade(coin, 1, 2, 3, 4, 5, 6, 1)
+    recovery.bbo(coin, 1, 2, 3, 4, 5, 6, 7)
+    assert recorder.take() == [("trade", "COIN0", 1, 2, 3, 4, 5, 6, 1), ("bbo", "COIN0", 1, 2, 3, 4, 5, 6, 7)]
+
+
+# -- storms --------------------------------------------------------------------------------------------------
+
+
+def storm(rule, seed, steps, instruments=3):
+    """Every fault at random to all instruments but the last, which must not notice; then fair weather."""
+    rng = dice(seed)
+    desk = Desk(rule, rng, instruments)
+    faults = dict.fromkeys(("lost", "twice", "swapped", "disconnect", "stale answer", "failed answer", "unasked",
+                            "unreadable", "crossed"), 0)
+    held = [None] * instruments
+    for _ in range(steps):
+        number = rng.randrange(instruments)
+        exchange, coin = desk.exchanges[number], desk.instruments[number]
+        calm = number == instruments - 1
+        chance = 1 if calm else rng.random()
+        event = exchange.event()
+        if chance < 0.04:
+            faults["lost"] += 1
+        elif chance < 0.08:
+            faults["twice"] += 1
+            desk.events(event, event, number=number)
+        elif chance < 0.12 and held[number] is None:
+            held[number] = event                          # comes one, or some, too late
+        elif chance < 0.13:
+            faults["disconnect"] += 1
+            desk.recovery.disconnect([coin], 1)
+            for _ in range(rng.randrange(3)):
+                exchange.event()
+        elif chance < 0.14:
+            faults["unreadable"] += 1
+            desk.recovery.stale(coin, "precision", 1)
+        elif chance < 0.15:
+            faults["crossed"] += 1
+            desk.recovery.resync(coin, "crossed", 1)
+        else:
+            desk.events(event, number=number)
+            if held[number] and rng.random() < 0.7:
+                faults["swapped"] += 1
+                desk.events(held[number], number=number)
+                held[number] = None
+        if rng.random() < 0.02 and not calm:
+            faults["unasked"] += 1
+            desk.snapshot(*exchange.snapshot(rng.choice(exchange.changes)[0]), number=number)
+        if desk.orders and rng.random() < 0.4:
+            coin, _ = desk.orders.pop(rng.randrange(len(desk.orders)))
+            exchange = desk.exchanges[coin.instrument_id]
+            chance = rng.random()
+            if chance < 0.15:
+                faults["failed answer"] += 1
+                desk.recovery.snapshot_failed(coin)
+            elif chance < 0.5:
+                faults["stale answer"] += 1
+                desk.recovery.snapshot(coin, *exchange.snapshot(rng.choice(exchange.changes[-40:])[0]))
+            else:
+                desk.recovery.snapshot(coin, *exchange.snapshot())
+    for number, exchange in enumerate(desk.exchanges):    # the storm is over
+        desk.recovery.disconnect(desk.instruments[:-1] if number == 0 else [], 1)
+        for _ in range(4):
+            desk.events(exchange.event(), number=number)
+            if (desk.instruments[number], 0) in desk.orders or desk.recovery.links[number].state != LIVE:
+                desk.snapshot(*exchange.snapshot(), number=number)
+        desk.events(exchange.event(), number=number)
+        assert desk.recovery.links[number].state == LIVE and desk.shelf.books[number][0] == exchange.last_id
+        desk.shelf.check(number)
+    calm = desk.recovery.links[instruments - 1]
+    assert (calm.gaps, calm.resyncs) == (0, 0) and desk.shelf.calls[-1].count("snapshot") == 1
+    others = [desk.recovery.links[number] for number in range(instruments - 1)]
+    print(f"{rule}: {steps} steps, {faults}, {sum(link.resyncs for link in others)} resyncs, "
+          f"{sum(calls.count('increment') for calls in desk.shelf.calls)} increments while LIVE")
+    return faults, others
+
+
+@both_procedures
+@pytest.mark.parametrize("seed", range(5))
+def test_never_live_while_wrong(rule, seed):
+    faults, others = storm(rule, seed, 1_500)
+    assert min(faults.values()) > 0 and sum(link.gaps for link in others) > 3
+
+
+@pytest.mark.stress
+@both_procedures
+@pytest.mark.parametrize("seed", range(100, 110))
+def test_never_live_while_wrong_long(rule, seed):
+    storm(rule, seed, 5_000, instruments=6)
+
+
+def test_the_storm_can_fail():
+    """With a rule that believes everything, the shelf must notice."""
+    RULES["credulous"] = lambda sequence, bridged, first, last, previous: "next" if last > sequence else "old"
+    try:
+        with pytest.raises(AssertionError, match="LIVE and wrong|nothing|back"):
+            storm("credulous", 1, 2_000)
+    finally:
+        del RULES["credulous"]
