@@ -1,0 +1,12 @@
+"""What every test may rely on."""
+
+import logging
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def feeder_logs_reach_caplog(request, monkeypatch):
+    """Once imported, feeder.log keeps our records from the root logger and so off the terminal; caplog listens there."""
+    if "caplog" in request.fixturenames:
+        monkeypatch.setattr(logging.getLogger("feeder"), "propagate", True)
