@@ -131,10 +131,9 @@ class Binance(Venue):
         if not (payload.startswith(b'{"stream":"' + key + b'","data":{') and payload.endswith(b"}}")
                 and payload.count(b"{") == 2):
             return                    # what a pattern reads must be where json reads it: in `data` and not deeper
-        price = shape.number(instrument.price_decimals, 18 + instrument.price_exponent)
-        quantity = shape.number(instrument.quantity_decimals, 18 + instrument.quantity_exponent)
+        price = shape.number_slot(instrument.price_decimals, 18 + instrument.price_exponent)
+        quantity = shape.number_slot(instrument.quantity_decimals, 18 + instrument.quantity_exponent)
         slots = {b"stream": shape.ANY_NAME, b"s": shape.NAME, b"E": shape.TIME}
-        cut = None
         if kind == "depth":
             sample = next((level for side in (data["b"], data["a"]) for level in side), None)
             if sample is None:
@@ -146,7 +145,6 @@ class Binance(Venue):
                 return
             slots.update({b"U": shape.COUNT, b"u": shape.COUNT, b"pu": shape.COUNT,
                           b"b": shape.Levels(level), b"a": shape.Levels(level)})
-            cut = shape.level_cutter(price_text, instrument.price_decimals)
         elif kind == "bbo":
             slots.update({b"u": shape.COUNT, b"b": price, b"B": quantity, b"a": price, b"A": quantity})
         else:
@@ -159,7 +157,7 @@ class Binance(Venue):
         groups = {name.decode(): number for number, name in enumerate(names, 1)}
         maker = {"depth": self.depth_reader, "bbo": self.bbo_reader}.get(kind, self.trade_reader)
         try:
-            reader = maker(instrument, self.compiled(pattern), groups, cut)
+            reader = maker(instrument, self.compiled(pattern), groups)
         except KeyError:              # a field came without its key: not a shape worth knowing
             return
         self.learned[key] = times + 1
@@ -170,9 +168,9 @@ class Binance(Venue):
         for key in [key for key in self.routes if key.startswith(prefix)]:
             del self.routes[key]
 
-    def depth_reader(self, instrument, match, groups, cut):
+    def depth_reader(self, instrument, match, groups):
         symbol = instrument.symbol.encode()
-        sink_depth = self.sink.depth
+        sink_depth, cut = self.sink.depth, shape.cut_levels
         wanted = [groups[name] for name in ("s", "E", "U", "u", "b", "a")]
         previous_group = groups.get("pu")
 
@@ -189,7 +187,7 @@ class Binance(Venue):
 
         return read
 
-    def trade_reader(self, instrument, match, groups, cut):
+    def trade_reader(self, instrument, match, groups):
         symbol = instrument.symbol.encode()
         sink_trade = self.sink.trade
         s, T, i, p, q, m = [groups[name] for name in ("s", "T", "t" if "t" in groups else "a", "p", "q", "m")]
@@ -210,7 +208,7 @@ class Binance(Venue):
 
         return read
 
-    def bbo_reader(self, instrument, match, groups, cut):
+    def bbo_reader(self, instrument, match, groups):
         symbol = instrument.symbol.encode()
         sink_bbo = self.sink.bbo
         s, u, b, B, a, A = [groups[name] for name in ("s", "u", "b", "B", "a", "A")]

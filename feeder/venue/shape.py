@@ -5,13 +5,13 @@ one goes through `json` (the unlikely path, always right). `learn` then turns it
 expression in which the fields we read became groups, and all else must stand there to the letter:
 
     {"stream":"btcusdt@trade","data":{"e":"trade","E":1723161255343, ... "p":"61837.63000000", ... "m":true}}
-    {"stream":"[^"]+","data":{"e":"trade","E":(0|[1-9][0-9]{0,17}), ... "p":"([0-9]{1,10}\\.[0-9]{2})0{6}", ...
+    {"stream":"[^"]+","data":{"e":"trade","E":(0|[1-9][0-9]{0,17}), ... "p":"([0-9]{1,10}\\.[0-9]{8})", ...
 
 What matches is valid JSON with the same meaning, so both paths give the same result. Whatever does not
 (other keys, more decimals, white space, garbage) goes through `json` again, and may teach a new shape.
 
-Price levels are checked by the same expression and cut by `level_cutter` with whole-text operations of bytes
-(replace, translate, split), which run at memory speed.
+Price levels are checked by the same expression and cut by `cut_levels` with whole-text operations of bytes
+(translate, split), which run at memory speed.
 
 Hot:  the matches and the cutters; measured by `feeder bench decode`.
 """
@@ -103,51 +103,34 @@ def printed_decimals(text):
     return len(text.partition(b".")[2])
 
 
-def number(decimals, whole_digits, capture=True):
-    """Return a slot for decimal text whose group, less its point, is the int at `decimals`.
+def number(decimals, whole_digits):
+    """Return the pattern of decimal text that prints `decimals` digits after its point: without it, the scaled int.
 
-    Digits beyond `decimals` must be zeros, whole parts have at most `whole_digits`, so the value fits.
+    Whole parts have at most `whole_digits`, so the value fits its exponent.
     """
-    opening = b"(" if capture else b"(?:"
+    whole = b"[0-9]{1,%d}" % whole_digits
+    return whole + rb"\.[0-9]{%d}" % decimals if decimals else whole
 
-    def pattern(value):
-        printed = printed_decimals(value)
-        if printed < decimals or whole_digits < 1 or not value.replace(b".", b"", 1).isdigit():
+
+def number_slot(decimals, whole_digits):
+    """Return a slot for such a number; a message that prints another count of decimals has no shape."""
+
+    def slot(value):
+        if whole_digits < 1 or printed_decimals(value) != decimals or not value.replace(b".", b"", 1).isdigit():
             return None
-        whole = opening + b"[0-9]{1,%d}" % whole_digits
-        if not printed:
-            return whole + b")"
-        padding = b"0{%d}" % (printed - decimals)
-        if not decimals:
-            return whole + rb")\." + padding
-        return whole + rb"\.[0-9]{%d})" % decimals + padding
+        return b"(" + number(decimals, whole_digits) + b")"
 
-    return pattern
+    return slot
 
 
 def level(price_text, quantity_text, price_decimals, quantity_decimals, whole_digits):
     """Return the pattern of a level printed like the samples, `["61837.64000000","1.54698000"]`, or None."""
-    price = number(price_decimals, whole_digits[0], capture=False)(price_text)
-    quantity = number(quantity_decimals, whole_digits[1], capture=False)(quantity_text)
-    if price is None or quantity is None or printed_decimals(quantity_text) != quantity_decimals:
+    if (min(whole_digits) < 1 or printed_decimals(price_text) != price_decimals
+            or printed_decimals(quantity_text) != quantity_decimals):
         return None
-    return rb'\["' + price + rb'","' + quantity + rb'"\]'
+    return rb'\["' + number(price_decimals, whole_digits[0]) + rb'","' + number(quantity_decimals, whole_digits[1]) + rb'"\]'
 
 
-def level_cutter(price_text, price_decimals):
-    """Return cut(text) -> [price, quantity, ...] for text that the level pattern has matched.
-
-    Only the points and a price's padding zeros have to go; int() reads the rest.
-    """
-    printed = printed_decimals(price_text)
-    end = b"0" * (printed - price_decimals) + b'","'
-    if printed and not price_decimals:
-        end = b"." + end
-
-    def cut_padded(text):
-        return list(map(int, text.replace(end, b",").translate(None, b'."[]').split(b","))) if text else []
-
-    def cut(text):
-        return list(map(int, text.translate(None, b'."[]').split(b","))) if text else []
-
-    return cut if printed == price_decimals else cut_padded
+def cut_levels(text):
+    """Return [price, quantity, ...] of text that a level pattern has matched: without its points, digits are the ints."""
+    return list(map(int, text.translate(None, b'."[]').split(b","))) if text else []
