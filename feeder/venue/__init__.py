@@ -16,10 +16,13 @@ UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws
 
 def recognise(url):
     """Return the venue class whose connection `url` is. Raises CaptureError, naming what it is if that is known."""
-    for venue in VENUES.values():
-        if venue.recognises(url):
-            return venue
-    host = urlsplit(url).hostname or ""
+    try:
+        for venue in VENUES.values():
+            if venue.recognises(url):
+                return venue
+        host = urlsplit(url).hostname or ""
+    except ValueError:                # brackets that are no IPv6 address
+        host = ""
     known = next((name for part, name in UNSUPPORTED.items() if part in host), None)
     what = f"{known} ({url[:100]})" if known else f"the connection {url[:100]!r}"
     raise CaptureError(f"{what} is not a supported dialect; supported are {', '.join(VENUES)}")

@@ -123,12 +123,10 @@ def number_slot(decimals, whole_digits):
     return slot
 
 
-def level(price_text, quantity_text, price_decimals, quantity_decimals, whole_digits):
-    """Return the pattern of a level printed like the samples, `["61837.64000000","1.54698000"]`, or None."""
-    if (min(whole_digits) < 1 or printed_decimals(price_text) != price_decimals
-            or printed_decimals(quantity_text) != quantity_decimals):
-        return None
-    return rb'\["' + number(price_decimals, whole_digits[0]) + rb'","' + number(quantity_decimals, whole_digits[1]) + rb'"\]'
+def level(price_decimals, quantity_decimals, whole_digits):
+    """Return the pattern of a level such as `["61837.64000000","1.54698000"]`; `whole_digits` of (price, quantity)."""
+    return (rb'\["' + number(price_decimals, whole_digits[0]) + rb'","'
+            + number(quantity_decimals, whole_digits[1]) + rb'"\]')
 
 
 def cut_levels(text):
