@@ -14,6 +14,7 @@ from collections import namedtuple
 from feeder.errors import CaptureError
 
 MAX_LINE_BYTES = 64 << 20
+MAX_TIME_NS = 1 << 63
 
 Record = namedtuple("Record", "t conn kind direction payload")
 
@@ -21,18 +22,18 @@ Record = namedtuple("Record", "t conn kind direction payload")
 def read(path):
     """Yield the Records of a recording; `payload` is bytes. Raises CaptureError."""
     try:
-        with open(path, "rb") as probe:
-            packed = probe.read(2) == b"\x1f\x8b"
-        with (gzip.open if packed else open)(path, "rb") as file:
-            number = 0
-            while True:
-                line = file.readline(MAX_LINE_BYTES + 1)
-                if not line:
-                    return
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise CaptureError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
-                yield record(line, path, number)
+        with open(path, "rb") as raw:
+            packed = raw.peek(2)[:2] == b"\x1f\x8b"         # so that a pipe will do, too
+            with (gzip.GzipFile(fileobj=raw) if packed else raw) as file:
+                number = 0
+                while True:
+                    line = file.readline(MAX_LINE_BYTES + 1)
+                    if not line:
+                        return
+                    number += 1
+                    if len(line) > MAX_LINE_BYTES:
+                        raise CaptureError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+                    yield record(line, path, number)
     except (OSError, EOFError, zlib.error) as error:
         raise CaptureError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 
@@ -44,7 +45,8 @@ def record(line, path, number):
                        entry.get("dir", "in"), entry["raw"].encode())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CaptureError(f"{path}, line {number}: not a record ({type(error).__name__}: {error})") from None
-    if found.kind not in ("ws", "rest") or not isinstance(found.conn, str) or not (
-            found.t is None or isinstance(found.t, int)):
-        raise CaptureError(f"{path}, line {number}: not a record (kind {found.kind!r}, t {found.t!r})")
+    if (found.kind not in ("ws", "rest") or found.direction not in ("in", "out") or not isinstance(found.conn, str)
+            or not (found.t is None or type(found.t) is int and 0 <= found.t < MAX_TIME_NS)):
+        raise CaptureError(f"{path}, line {number}: not a record "
+                           f"(kind {found.kind!r:.40}, dir {found.direction!r:.40}, t {found.t!r:.40})")
     return found

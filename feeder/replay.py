@@ -6,7 +6,7 @@ REST books in the recording are used where they stand; a book that never had one
 import sys
 
 from feeder import capture, clock, report
-from feeder.errors import ConfigError
+from feeder.errors import ConfigError, VenueError
 from feeder.packet import DEFAULT_PACKET_BYTES
 from feeder.pipeline import Pipeline
 from feeder.venue import recognise
@@ -72,7 +72,10 @@ class Replay:
             self.ignored_rest += 1
             return None
         self.rest_answers += 1
-        instrument = venue.instrument(symbol)
+        try:
+            instrument = venue.instrument(symbol)
+        except VenueError as error:               # one too many, or no name for a symbol
+            return error
         return self.pipeline.decode_snapshot(venue, instrument, record.payload, recv_ns)
 
     def report(self, seconds):
