@@ -4,7 +4,8 @@
                     └─ SnapshotQueue ... REST books: spaced by weight, few at once, retried, 429 obeyed
 
 One Feed has one budget of connects and one of request weight. A connection that brings no market data for
-`stale_after_s` is dead, however well it pings. What a lost connection carried goes STALE at once and alone.
+`stale_after_s` is dead, however well it pings. What a lost connection carried goes STALE at once and alone:
+the books whose increments were on it, not those of which it had only trades.
 
 Hot:  LineConnection.on_data; measured by `feeder bench wire`.
 """
@@ -29,12 +30,17 @@ SUBSCRIBE_EVERY_NS = 300 * clock.MILLISECOND      # Binance: 5 messages a second
 CONNECT_WINDOW_NS = 300 * clock.SECOND
 SNAPSHOTS_AT_ONCE = 2
 SNAPSHOT_RETRY_FIRST_NS, SNAPSHOT_RETRY_CAP_NS = 250 * clock.MILLISECOND, 3 * clock.SECOND
+INSTRUMENTS_RETRY_NS = 30 * clock.SECOND
 MAX_RETRY_AFTER_S = 300
 DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
 
 
 class LineConnection:
-    """One connection of a venue and the streams on it."""
+    """One connection of a venue and the streams on it.
+
+        waiting ──▶ connecting ──▶ upgrading ──▶ connected ──▶ lost ──▶ waiting ...
+                    Stream's 10 s  └─ stale_after_s ────────┘
+    """
 
     def __init__(self, feed, number, line):
         self.feed = feed
@@ -43,25 +49,34 @@ class LineConnection:
         self.backoff = Backoff(random=feed.random)
         self.stream = self.handshake = self.websocket = None
         self.timer = None                 # the next connect, or the next look at silence
+        self.text_timer = None            # the next subscription, then the deadline of its first data
         self.texts = deque()              # subscriptions not sent yet
-        self.connected = False
+        self.connected = False            # from the upgrade on, until it is known to be lost
+        self.lost = True
         self.backoff_used = False
         self.connects = 0
+        self.bytes_before = 0             # received on earlier connections
         self.data_ns = 0                  # when market data last came
-        symbols = {feed.venue.symbol_of(stream) for stream in line.streams}
-        self.instruments = [each for each in feed.instruments if each.symbol in symbols]
+        self.instruments = feed.carried(line.streams)
+        self.books = feed.carried(stream for stream in line.streams if stream in feed.depth_streams)
+
+    @property
+    def received_bytes(self):
+        return self.bytes_before + (self.stream.bytes_in if self.stream is not None else 0)
 
     def start(self):
         now_ns = clock.steady_ns()
         at_ns = self.feed.connect_budget.acquire_at(now_ns)
         if at_ns > now_ns:
-            log.warning("%s: connect budget used up, next connect in %.1f s", self.name, (at_ns - now_ns) / clock.SECOND)
+            log.warning("%s: connect budget used up, next connect in %.1f s",
+                        self.name, (at_ns - now_ns) / clock.SECOND)
         self.timer = self.feed.loop.call_at(at_ns, self.connect)
 
     def connect(self):
         feed = self.feed
         url = urlsplit(feed.config.websocket_url)
         self.connects += 1
+        self.lost = False
         secure = url.scheme == "wss"
         port = url.port or DEFAULT_PORTS[url.scheme]
         deflate = DeflateOptions() if feed.config.compression else None
@@ -71,21 +86,24 @@ class LineConnection:
             base64.b64encode(os.urandom(16)).decode(), headers=[("User-Agent", "feeder")], deflate=deflate)
         self.websocket = None
         log.info("%s: connecting to %s:%s", self.name, url.hostname, port)
+        if self.stream is not None:
+            self.bytes_before += self.stream.bytes_in
         self.stream = connect(
-            feed.loop, url.hostname, port, tls=feed.tls if secure else None,
-            proxy=proxy_for(f"{'https' if secure else 'http'}://{url.hostname}:{port}", feed.config.proxy or None),
+            feed.loop, url.hostname, port, tls=feed.tls if secure else None, proxy=feed.proxy,
             options=SocketOptions(recv_buffer_bytes=feed.config.recv_buffer_bytes),
             on_open=self.on_open, on_data=self.on_first_data, on_close=self.on_close)
 
     def on_open(self, stream):
         stream.write(self.handshake.request)
+        self.data_ns = clock.steady_ns()
+        self.watch_silence()
 
     def on_first_data(self, stream, data, recv_ns):
         """Bytes of the upgrade's answer; whatever follows it are frames."""
         try:
             rest = self.handshake.receive(data)
         except VenueError as error:
-            stream.close(error)
+            self.lose(error)
             return
         if rest is None:
             return
@@ -93,29 +111,32 @@ class LineConnection:
                                     deflate=self.handshake.deflate)
         self.connected = True
         self.data_ns = clock.steady_ns()
-        self.texts.extend(self.feed.venue.subscribe(self.line.streams, self.feed.next_request_id(len(self.line.streams))))
-        log.info("%s: connected, subscribing %d streams", self.name, len(self.line.streams))
+        streams = self.line.streams
+        self.texts.extend(self.feed.venue.subscribe(streams, self.feed.next_request_id(len(streams))))
+        log.info("%s: connected, subscribing %d streams", self.name, len(streams))
         self.feed.line_changed(self, recv_ns)
         stream.on_data = self.on_data
         self.send_subscription()
-        self.watch_silence()
         if rest:
             self.on_data(stream, rest, recv_ns)
 
     def send_subscription(self):
-        if self.texts and self.connected:
-            self.stream.write(self.websocket.send(TEXT, self.texts.popleft().encode()))
-            self.feed.loop.call_after(SUBSCRIBE_EVERY_NS, self.send_subscription)
+        loop = self.feed.loop
+        self.stream.write(self.websocket.send(TEXT, self.texts.popleft().encode()))
+        if self.texts:
+            self.text_timer = loop.call_after(SUBSCRIBE_EVERY_NS, self.send_subscription)
+        else:
+            deadline_ns = int(self.feed.config.first_data_deadline_s * clock.SECOND)
+            self.text_timer = loop.call_after(deadline_ns, lambda: self.feed.check_first_data(self))
 
     def watch_silence(self):
         """Look now and then whether data still comes; only data counts, not pings and not acknowledgements."""
-        if not self.connected:
-            return
         limit_ns = int(self.feed.config.stale_after_s * clock.SECOND)
         silent_ns = clock.steady_ns() - self.data_ns
         if silent_ns >= limit_ns:
-            self.feed.silences += 1
-            self.stream.close(VenueError(f"no market data for {silent_ns / clock.SECOND:.1f} s"))
+            self.feed.silences += self.connected
+            missing = "market data" if self.connected else "answer to the WebSocket upgrade"
+            self.lose(VenueError(f"no {missing} for {silent_ns / clock.SECOND:.1f} s"))
             return
         self.timer = self.feed.loop.call_after(max(limit_ns - silent_ns, 10 * clock.MILLISECOND), self.watch_silence)
 
@@ -124,8 +145,8 @@ class LineConnection:
         websocket = self.websocket
         pipeline = feed.pipeline
         pipeline.received_ns = clock.stopwatch_ns()
-        venue, decode = feed.venue, feed.venue.decode
-        taken = venue.likely
+        decode = feed.venue.decode
+        has_data, ending = False, None
         for opcode, payload in websocket.receive(data):
             if opcode == TEXT or opcode == BINARY:
                 try:
@@ -133,61 +154,82 @@ class LineConnection:
                 except (VenueError, NumberError) as error:
                     feed.bad_message(error)
                 else:
-                    if notice is not None:
-                        self.on_notice(notice)
+                    if notice is None:
+                        has_data = True
+                    elif self.on_notice(notice):
+                        ending = VenueError(notice.text)
             elif opcode == CLOSE:
-                stream.close(VenueError(f"closed by the venue: {payload[0]} {payload[1]}".rstrip()))
+                ending = VenueError(f"closed by the venue: {payload[0]} {payload[1]}".rstrip())
         feed.flush()
         pipeline.received_ns = 0
         outgoing = websocket.take_outgoing()
         if outgoing:
             stream.write(outgoing)
-        if websocket.fault is not None:
-            stream.close(websocket.fault)
-        if venue.likely != taken:
+        ending = websocket.fault or ending
+        if has_data:
             self.data_ns = clock.steady_ns()
             if self.backoff_used:
                 self.backoff.reset()          # data came, not merely a connection
                 self.backoff_used = False
+        if ending is not None:
+            self.lose(ending)
 
     def on_notice(self, notice):
+        """Note it; return True if the connection is to be made anew."""
         feed = self.feed
         if notice.kind == ACK:
             log.debug("%s: acknowledged %s", self.name, notice.request_id)
         elif notice.kind == ERROR:
             feed.venue_errors += 1
+            feed.last_error = notice.text
             feed.limited.warning(("error", self.name), "%s: the venue says: %s (request %s)",
                                  self.name, notice.text, notice.request_id)
-        elif notice.kind == SHUTDOWN:
-            self.stream.close(VenueError(notice.text))
+        return notice.kind == SHUTDOWN
+
+    def lose(self, error):
+        """Give the connection up. Its books are stale from here on, not when the last unsent byte has left."""
+        self.down(error)
+        self.stream.close(error)
 
     def on_close(self, stream, error):
+        self.down(error)
+        if not self.feed.closing:
+            self.backoff_used = True
+            self.timer = self.feed.loop.call_after(self.backoff.next_ns(), self.start)
+
+    def down(self, error):
+        """What a lost connection means for the rest; nothing, the second time."""
+        if self.lost:
+            return
+        self.lost = True
         feed = self.feed
-        recv_ns = clock.wall_ns()
         was_connected, self.connected = self.connected, False
+        self.cancel_timers()
         self.texts.clear()
-        if self.timer is not None:
-            self.timer.cancel()
         if feed.closing:
             return
+        feed.pipeline.received_ns = 0         # where a handler failed half-way
         log.warning("%s: connection lost: %s", self.name, error or "closed by the peer")
         feed.last_error = str(error or "closed by the peer")
         if was_connected:
             feed.disconnects += 1
-            feed.recovery.disconnect(self.instruments, recv_ns)
+            recv_ns = clock.wall_ns()
+            feed.recovery.disconnect(self.books, recv_ns)
             feed.line_changed(self, recv_ns)
             feed.flush()
-        pause_ns = self.backoff.next_ns()
-        self.backoff_used = True
-        self.timer = feed.loop.call_after(pause_ns, self.start)
+
+    def cancel_timers(self):
+        for timer in (self.timer, self.text_timer):
+            if timer is not None:
+                timer.cancel()
 
     def close(self):
-        if self.timer is not None:
-            self.timer.cancel()
+        self.cancel_timers()
         if self.stream is not None:
             if self.connected:
                 self.stream.write(self.websocket.close(1000))
             self.stream.close()
+            self.stream.abort()               # nobody will run the loop for what is still unsent
 
 
 class SnapshotQueue:
@@ -214,7 +256,8 @@ class SnapshotQueue:
         """Fetch the book of an instrument; repeated attempts wait, so that a venue that lags is not flooded."""
         if attempt:
             ceiling = min(SNAPSHOT_RETRY_CAP_NS, SNAPSHOT_RETRY_FIRST_NS << min(attempt - 1, 10))
-            self.feed.loop.call_after(self.feed.random.randrange(ceiling // 2, ceiling + 1), lambda: self.put(instrument))
+            pause_ns = self.feed.random.randrange(ceiling // 2, ceiling + 1)
+            self.feed.loop.call_after(pause_ns, lambda: self.put(instrument))
         else:
             self.put(instrument)
 
@@ -255,14 +298,21 @@ class SnapshotQueue:
             feed.flush()
         else:
             error = answer.error or f"HTTP {answer.status} {answer.body[:120]!r}"
-            if answer.status in (418, 429):
-                self.pause_until_ns = clock.steady_ns() + retry_after_ns(answer.headers)
+            feed.recovery.snapshot_failed(instrument)
+            self.obey(answer)
         if error is not None:
             self.failed += 1
             feed.last_error = f"snapshot of {instrument.symbol}: {error}"
             feed.limited.warning(("snapshot", instrument.symbol), "%s: %s", feed.name, feed.last_error)
-            self.order(instrument, 1 + feed.recovery.link(instrument).attempts)
+            link = feed.recovery.link(instrument)
+            if link.flowing and not link.waiting:     # else the next increment orders, after a reconnect
+                feed.recovery.order(instrument, link)
         self.serve()
+
+    def obey(self, answer):
+        """Ask for nothing while the venue wants to be left alone."""
+        if answer.status in (418, 429):
+            self.pause_until_ns = clock.steady_ns() + retry_after_ns(answer.headers)
 
 
 def retry_after_ns(headers):
@@ -287,14 +337,18 @@ class Feed:
         self.last_error = ""
         self.request_id = 1
         self.unknown_symbols = []
-        self.silent_symbols = []
+        self.silent = {}              # symbol -> instrument that let its deadline pass
         self.venue = pipeline.venue(config.name)
         self.recovery = pipeline.recoveries[config.name]
         self.instruments = [pipeline.define(self.venue, symbol, name=names.get((config.name, symbol)),
                                             depth=config.published_depth) for symbol in config.symbols]
+        depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, len(config.symbols))
+        self.depth_streams = {stream for line in depth_lines for stream in line.streams}
         self.connect_budget = ConnectBudget(config.connects_per_5_minutes, CONNECT_WINDOW_NS)
         secure = "s://" in config.websocket_url or "s://" in config.rest_url
         self.tls = tls_context(config.ca_file or None, config.verify_tls) if secure else None
+        # "ws" and "wss" have no proxy variables of their own: those of http and https count.
+        self.proxy = proxy_for("http" + config.websocket_url[len("ws"):], config.proxy or None)
         self.fetcher = Fetcher(loop, SNAPSHOTS_AT_ONCE, tls=self.tls,
                                proxy=proxy_for(config.rest_url, config.proxy or None))
         self.snapshots = SnapshotQueue(self)
@@ -302,11 +356,19 @@ class Feed:
             config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection))]
 
     def start(self):
-        request = self.venue.instruments_request(self.config.symbols)
-        self.fetcher.get(self.config.rest_url.rstrip("/") + request.path, self.on_instruments)
+        self.fetch_instruments()
         for line in self.lines:
             line.start()
-        self.loop.call_after(int(self.config.first_data_deadline_s * clock.SECOND), self.check_first_data)
+
+    def carried(self, streams):
+        """Return the instruments that these streams are about."""
+        symbols = set(map(self.venue.symbol_of, streams))
+        return [instrument for instrument in self.instruments if instrument.symbol in symbols]
+
+    def fetch_instruments(self):
+        if not self.closing:
+            request = self.venue.instruments_request(self.config.symbols)
+            self.fetcher.get(self.config.rest_url.rstrip("/") + request.path, self.on_instruments)
 
     def next_request_id(self, stream_count):
         first, self.request_id = self.request_id, self.request_id + stream_count
@@ -314,6 +376,7 @@ class Feed:
 
     def on_instruments(self, answer):
         """Ticks and lots make definitions complete and find misspelt symbols; the feed runs without them, too."""
+        self.unknown_symbols = []
         try:
             if answer.error is not None or answer.status != 200:
                 raise VenueError(answer.error or f"HTTP {answer.status}")
@@ -328,22 +391,26 @@ class Feed:
                     self.venue.widen(instrument, "price", decimals)
         except FeederError as error:
             self.last_error = f"instrument list: {error}"
-            log.warning("%s: no instrument list, ticks are learned from the data: %s", self.name, error)
+            log.warning("%s: no instrument list, ticks are learned from the data; asking again in %g s: %s",
+                        self.name, INSTRUMENTS_RETRY_NS / clock.SECOND, error)
+            self.snapshots.obey(answer)
+            self.loop.call_after(INSTRUMENTS_RETRY_NS, self.fetch_instruments)
         if self.unknown_symbols:
             log.error("%s: the venue does not list %s; check the spelling in its configuration",
                       self.name, ", ".join(self.unknown_symbols))
         self.flush()
 
-    def check_first_data(self):
+    def check_first_data(self, line):
         """A venue acknowledges a symbol it does not know and stays silent; only a deadline finds that."""
-        entries = self.pipeline.publisher.entries
-        for instrument in self.instruments:
-            entry = entries[instrument.instrument_id]
-            if not (entry.events or entry.trades or entry.bbos or self.recovery.link(instrument).flowing):
-                self.silent_symbols.append(instrument.symbol)
-        if self.silent_symbols and not self.closing:
-            log.error("%s: no data within %g s for %s: unknown to the venue, or not traded",
-                      self.name, self.config.first_data_deadline_s, ", ".join(self.silent_symbols))
+        silent = [instrument for instrument in line.instruments if not self.has_data(instrument)]
+        self.silent.update((instrument.symbol, instrument) for instrument in silent)
+        if silent:
+            log.error("%s: no data within %g s for %s: unknown to the venue, or not traded", line.name,
+                      self.config.first_data_deadline_s, ", ".join(instrument.symbol for instrument in silent))
+
+    def has_data(self, instrument):
+        entry = self.pipeline.publisher.entries[instrument.instrument_id]
+        return bool(entry.events or entry.trades or entry.bbos or self.recovery.link(instrument).flowing)
 
     def bad_message(self, error):
         self.pipeline.bad_messages[self.name] += 1
@@ -361,9 +428,10 @@ class Feed:
                 "silences": self.silences, "bad_messages": self.pipeline.bad_messages[self.name],
                 "venue_errors": self.venue_errors, "snapshots_requested": self.snapshots.requested,
                 "snapshots_failed": self.snapshots.failed, "snapshots_waiting": len(self.snapshots.waiting),
-                "unknown_symbols": self.unknown_symbols, "silent_symbols": self.silent_symbols,
+                "unknown_symbols": self.unknown_symbols,
+                "silent_symbols": [symbol for symbol, each in self.silent.items() if not self.has_data(each)],
                 "last_error": self.last_error,
-                "received_bytes": sum(line.stream.bytes_in for line in self.lines if line.stream is not None)}
+                "received_bytes": sum(line.received_bytes for line in self.lines)}
 
     def close(self):
         self.closing = True

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from feeder import clock, config as configuration, log as logs, report
 from feeder.counter import Histogram, Rate
 from feeder.errors import ConfigError, HostError
+from feeder.fixed import to_text
 from feeder.host.memory import resident_bytes
 from feeder.ingest import Feed
 from feeder.log import Limited
@@ -30,6 +31,7 @@ log = logging.getLogger("feeder.run")
 HEARTBEAT_NS = clock.SECOND
 ROUND_NS = 2 * clock.SECOND                 # one refresh round, where MIN_REFRESH_NS allows
 MIN_REFRESH_NS, MAX_REFRESH_NS = 5 * clock.MILLISECOND, 100 * clock.MILLISECOND
+MAX_SECONDS = 1e9
 EXIT_OK, EXIT_FAULT = 0, 1
 
 VENUE_COLUMNS = [Column(*each) for each in (
@@ -90,22 +92,21 @@ class Run:
         self.heartbeat()
         self.refresh()
 
+    # The next one is set first: a fault in one round must not end the rounds.
+
     def heartbeat(self):
+        self.loop.call_after(HEARTBEAT_NS, self.heartbeat)
         if self.sender.sent == self.sent_at_beat:
             self.pipeline.encoder.heartbeat()
         self.sent_at_beat = self.sender.sent
-        self.loop.call_after(HEARTBEAT_NS, self.heartbeat)
 
     def refresh(self):
-        self.pipeline.publisher.refresh()
-        self.pipeline.encoder.flush()
         count = max(1, len(self.pipeline.instruments))
         self.loop.call_after(min(MAX_REFRESH_NS, max(MIN_REFRESH_NS, ROUND_NS // count)), self.refresh)
+        self.pipeline.publisher.refresh()
+        self.pipeline.encoder.flush()
 
     # -- what people and programs are shown ------------------------------------------------------------------
-
-    def rows(self):
-        return report.instrument_rows(self.pipeline.publisher, self.pipeline.recoveries)
 
     def states(self, venue=None):
         """Return {state: how many books}, of one venue or of all."""
@@ -127,27 +128,35 @@ class Run:
         self.latency.merge(shown)
         return shown
 
-    def status(self, width):
-        """Return (lines for a screen, lines for a log-like output)."""
+    def figures(self):
+        """Return what both kinds of status tell, as texts by name."""
         shown = self.update_rates()
         p50, p99 = shown.percentiles((50, 99))
-        latency = f"p50 {time_text(p50)}, p99 {time_text(p99)}, max {time_text(shown.max)}"
-        seconds = (clock.steady_ns() - self.started_ns) / clock.SECOND
-        states = self.states()
-        counted = ", ".join(f"{count:,} {STATE_NAMES[state]}" for state, count in states.items())
+        return {"seconds": f"{(clock.steady_ns() - self.started_ns) / clock.SECOND:,.0f} s",
+                "latency": f"p50 {time_text(p50)}, p99 {time_text(p99)}, max {time_text(shown.max)}",
+                "packets": f"{self.rates['packets'].per_second:,.0f} packets/s",
+                "memory": size_text(resident_bytes()), "not_sent": self.sender.dropped + self.sender.errors}
+
+    def line(self):
+        """Return the status for a log-like output."""
+        figures = self.figures()
+        counted = ", ".join(f"{count:,} {STATE_NAMES[state]}" for state, count in self.states().items())
         updates = sum(self.rates[name].per_second for name in self.feeds)
         gaps = sum(link.gaps for recovery in self.pipeline.recoveries.values() for link in recovery.links.values())
-        packets, memory = self.rates["packets"].per_second, size_text(resident_bytes())
-        dropped = self.sender.dropped + self.sender.errors
-        plain = (f"{seconds:.0f} s: {updates:,.0f} updates/s, {packets:,.0f} packets/s; books {counted}; gaps {gaps}; "
-                 f"latency {latency}; memory {memory}" + (f"; NOT SENT {dropped:,}" if dropped else ""))
+        return (f"{figures['seconds']}: {updates:,.0f} updates/s, {figures['packets']}; books {counted}; gaps {gaps}; "
+                f"latency {figures['latency']}; memory {figures['memory']}"
+                + (f"; NOT SENT {figures['not_sent']:,}" if figures["not_sent"] else ""))
+
+    def screen(self, size):
+        """Return the lines of the status for a terminal of that size."""
+        figures = self.figures()
         output = self.config.output
         lines = [
-            f"feeder run   {self.config.source}   {seconds:,.0f} s   Ctrl-C ends",
-            f"output       {output.group}:{output.port} on {output.interface or 'any interface'}: {packets:,.0f} packets/s, "
-            f"{size_text(self.rates['bytes'].per_second)}/s, not sent {dropped:,}",
-            f"latency      socket to datagram: {latency}",
-            f"memory       {memory}" + (f"   log {logs.path()}" if logs.path() else ""), ""]
+            f"feeder run   {self.config.source}   {figures['seconds']}   Ctrl-C ends",
+            f"output       {output.group}:{output.port} on {output.interface or 'any interface'}: "
+            f"{figures['packets']}, {size_text(self.rates['bytes'].per_second)}/s, not sent {figures['not_sent']:,}",
+            f"latency      socket to datagram: {figures['latency']}",
+            f"memory       {figures['memory']}" + (f"   log {logs.path()}" if logs.path() else ""), ""]
         venue_rows = []
         for name, feed in self.feeds.items():
             of_venue = self.states(name)
@@ -157,20 +166,26 @@ class Run:
                                f"{self.rates[name].per_second:,.0f}", *(f"{of_venue[each]:,}" for each in of_venue),
                                f"{sum(link.gaps for link in links):,}", f"{sum(link.resyncs for link in links):,}",
                                f"{row['bad_messages']:,}"])
-        lines += table(VENUE_COLUMNS, venue_rows, width)
+        lines += table(VENUE_COLUMNS, venue_rows, size.columns)
         lines += [f"last fault   {name}: {feed.last_error}" for name, feed in self.feeds.items() if feed.last_error]
         lines.append("")
-        lines += table(INSTRUMENT_COLUMNS, [
-            [row["venue"], row["symbol"], row["state"], *(side[0][0] if side else "-" for side in (row["bids"], row["asks"])),
-             f"{row['events']:,}", f"{row['trades']:,}", f"{row['gaps']:,}"] for row in self.rows()], width)
-        return lines, [plain]
+        entries = self.pipeline.publisher.entries      # thousands perhaps: only those that fit are made into text
+        lines += table(INSTRUMENT_COLUMNS, list(map(self.instrument_cells, entries[:size.lines])), size.columns)
+        return lines + [""] * len(entries[size.lines:])
+
+    def instrument_cells(self, entry):
+        instrument = entry.instrument
+        link = self.pipeline.recoveries[instrument.venue].link(instrument)
+        best = [to_text(side[0], instrument.price_decimals) if side else "-" for side in entry.book.top(1)]
+        return [instrument.venue, instrument.symbol, STATE_NAMES[entry.state], *best,
+                f"{entry.events:,}", f"{entry.trades:,}", f"{link.gaps:,}"]
 
     def report(self):
         """Return the report of the run as a JSON-ready dict."""
         self.update_rates()
         seconds = (clock.steady_ns() - self.started_ns) / clock.SECOND
         pipeline = self.pipeline
-        rows = self.rows()
+        rows = report.instrument_rows(pipeline.publisher, pipeline.recoveries)
         messages = sum(venue.likely + venue.unlikely for venue in pipeline.venues.values())
         states = {STATE_NAMES[state]: count for state, count in self.states().items()}
         return {
@@ -187,8 +202,8 @@ class Run:
 
 
 def configure(parser):
-    parser.description = ("Feed from the venues of a configuration and publish packets. Without --config a venue on this "
-                          "machine is started and fed from.")
+    parser.description = ("Feed from the venues of a configuration and publish packets. Without --config a venue on "
+                          "this machine is started and fed from.")
     parser.epilog = ("example: python3 -m feeder run --config config/feeder/crypto --seconds 60 --report report.json\n"
                      "environment: USE_LIMITED_CONFIG=1 takes the 10-symbol configuration, "
                      "FEEDER_LOG=debug|info|warning|error the log level\n"
@@ -203,8 +218,8 @@ def configure(parser):
 
 
 def main(args):
-    if args.seconds is not None and not args.seconds > 0:
-        raise ConfigError(f"--seconds {args.seconds:g}: expected more than 0")
+    if args.seconds is not None and not 0 < args.seconds <= MAX_SECONDS:
+        raise ConfigError(f"--seconds {args.seconds:g}: expected more than 0, at most {MAX_SECONDS:g}")
     config = configuration.from_arguments(args)
     if args.log is not None:
         config.log.path = args.log
@@ -213,9 +228,9 @@ def main(args):
     logs.setup(config.log.path, config.log.level, config.log.max_bytes, config.log.keep)
     try:
         return run(config, args)
-    except HostError as error:
+    except (ConfigError, HostError) as error:
         log.critical("%s", error)
-        raise HostError(f"{error}" + (f" (log: {logs.path()})" if logs.path() else "")) from None
+        raise type(error)(f"{error}" + (f" (log: {logs.path()})" if logs.path() else "")) from None
     except Exception:
         log.critical("ended by a fault of its own", exc_info=True)
         where = f"the log tells where: {logs.path()}" if logs.path() else "run with --log FILE to see where"
@@ -241,13 +256,16 @@ def run(config, args):
         died = []
 
         def watch():
+            running.loop.call_after(screen.interval_ns, watch)
             if child is not None and child.process.poll() is not None:
                 died.append(child.process.returncode)
                 running.loop.stop()
-            screen.show(*running.status(screen.size().columns))
+            if screen.is_live:
+                screen.show(running.screen(screen.size()))
+            else:
+                screen.print(running.line())
             if screen.broken:
                 running.loop.stop()
-            running.loop.call_after(screen.interval_ns, watch)
 
         with screen, interruptible(running.loop.stop):
             running.start()
@@ -259,10 +277,10 @@ def run(config, args):
             running.pipeline.encoder.end()
         running.limited.flush()
         log.info("ended after %.1f s", result["seconds"])
-    if args.report:
-        report.write(result, args.report)
     if args.report != "-":
         summary(result)
+    if args.report:
+        report.write(result, args.report)
     if died:
         log.error("the built-in venue ended with exit code %s", died[0])
         print(f"feeder: the built-in venue ended unexpectedly (exit code {died[0]})", file=sys.stderr)
@@ -280,8 +298,9 @@ def summary(result):
     books = ", ".join(f"{count} {state}" for state, count in result["books"].items())
     print(f"{result['seconds']:.1f} s: {result['messages']:,} messages ({result['messages_per_second']:,}/s), "
           f"{result['packets']:,} packets, not sent {result['not_sent'] + result['send_errors']:,}")
-    print(f"books {books}; gaps {result['gaps']}, resyncs {result['resyncs']}; latency p50 {time_text(latency['p50'])}, "
-          f"p99 {time_text(latency['p99'])}, max {time_text(latency['max'])}; memory {size_text(result['memory_bytes'])}")
+    print(f"books {books}; gaps {result['gaps']}, resyncs {result['resyncs']}; "
+          f"latency p50 {time_text(latency['p50'])}, p99 {time_text(latency['p99'])}, max {time_text(latency['max'])}; "
+          f"memory {size_text(result['memory_bytes'])}")
     for row in result["venues"]:
         if row["last_error"]:
             print(f"{row['venue']}: {row['disconnects']} disconnects, {row['bad_messages']} unreadable messages; "
