@@ -61,8 +61,24 @@ class Processing(Section):
     __slots__ = names_below("hft", "processing.")
 
 
+class Memory(Section):
+    __slots__ = names_below("hft", "memory.")
+
+
+class Scheduling(Section):
+    __slots__ = names_below("hft", "scheduling.")
+
+
+class Sockets(Section):
+    __slots__ = names_below("hft", "sockets.")
+
+
+class Runtime(Section):
+    __slots__ = names_below("hft", "runtime.")
+
+
 class Hft(Section):
-    __slots__ = ("cpu_affinity", "processing")
+    __slots__ = ("cpu_affinity", "processing", "memory", "scheduling", "sockets", "runtime")
 
 
 class Output(Section):
@@ -237,8 +253,10 @@ class _Reader:
             if accepts(key.kind, value, key.bounds):
                 return value.rstrip("/") if key.kind == "url" else value
             return self.problem(key.path, _show(value), _wanted(key.kind, key.bounds, value))
-        if type(value) is not list or not value:
-            return self.problem(key.path, _show(value), expected(key.kind, key.bounds) + ", and not empty")
+        may_be_empty = key.default == []
+        if type(value) is not list or not (value or may_be_empty):
+            return self.problem(key.path, _show(value), expected(key.kind, key.bounds)
+                                + ("" if may_be_empty else ", and not empty"))
         good, kind = {}, LISTS[key.kind]
         for index, item in enumerate(value):
             place = f"{key.path}[{index}]"
@@ -318,7 +336,9 @@ class _Reader:
         return Config(
             venues=[VenueConfig(name=values.pop("venue"), **dict(values, symbols=list(values["symbols"])))
                     for values in map(dict, venues)],
-            hft=Hft(cpu_affinity=part(CpuAffinity, "cpu_affinity."), processing=part(Processing, "processing.")),
+            hft=Hft(cpu_affinity=part(CpuAffinity, "cpu_affinity."), processing=part(Processing, "processing."),
+                    memory=part(Memory, "memory."), scheduling=part(Scheduling, "scheduling."),
+                    sockets=part(Sockets, "sockets."), runtime=part(Runtime, "runtime.")),
             output=part(Output, "output."), log=part(Log, "log."), source=source,
             names={(values["venue"], symbol): mapping.get((values["venue"], symbol)) or common_name(symbol)
                    for values in venues for symbol in values["symbols"]})
@@ -412,7 +432,7 @@ def plan(config):
             "snapshot_seconds": round(60 * weight * snapshots / venue.snapshot_weight_per_minute, 1)})
     return {"valid": True, "source": config.source, "venues": venues, "memory_bytes": memory_bytes(config),
             "output": config.output.as_dict(), "log": config.log.as_dict(),
-            "cpu_affinity": config.hft.cpu_affinity.as_dict(), "processing": config.hft.processing.as_dict()}
+            **{name: section.as_dict() for name, section in config.hft.as_dict().items()}}
 
 
 INTERPRETER_BYTES = 40 * (1 << 20)     # CPython with the package imported and its ordinary buffers
