@@ -48,7 +48,7 @@ HOMES = {
     "ctypes": {"feeder.host"}, "resource": {"feeder.host"},
     "socket": {"feeder.net"}, "ssl": {"feeder.net"}, "select": {"feeder.net"}, "selectors": {"feeder.net"},
     "urllib.request": {"feeder.net"},
-    "http.client": {"feeder.net", "feeder.twin", "feeder.websocket.handshake"},    # the last: texts of status codes
+    "http.client": {"feeder.net", "feeder.twin"},
     "time": {"feeder.clock"}, "datetime": {"feeder.log"},
     "random": {"feeder.twin", "feeder.ingest"},                                    # ingest: jitter of reconnects
     "os": {"feeder.host", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",
