@@ -40,7 +40,7 @@ SHARED = {("feeder.recovery", "feeder.venue.contract"),        # how a venue's i
           ("feeder.receiver", "feeder.counter")}
 
 # What words and machines may import of the standard library.
-PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "ipaddress",
+PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "http", "ipaddress",
         "itertools", "math", "operator", "re", "struct", "urllib.parse", "zlib"}
 
 # One home per power: the top of a module's name, and who may import it.
