@@ -50,7 +50,9 @@ def main(argv=None):
             name = "run"
     try:
         args = build_parser(name).parse_args(argv)
-        return importlib.import_module(COMMANDS[name][0]).main(args)
+        code = importlib.import_module(COMMANDS[name][0]).main(args)
+        sys.stdout.flush()            # here, where a closed pipe is still caught
+        return code
     except FeederError as error:
         print(f"feeder: {error}", file=sys.stderr)
         return error.exit_code

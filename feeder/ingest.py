@@ -17,7 +17,7 @@ import random
 from collections import deque
 from urllib.parse import urlsplit
 
-from feeder import clock, fixed
+from feeder import clock
 from feeder.errors import FeederError, NumberError, VenueError
 from feeder.log import Limited
 from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, connect, proxy_for, tls_context
@@ -385,10 +385,7 @@ class Feed:
                 if instrument.symbol not in known:
                     self.unknown_symbols.append(instrument.symbol)
                     continue
-                instrument.tick, instrument.lot = known[instrument.symbol]
-                decimals = fixed.decimals_of(instrument.tick)
-                if decimals > instrument.price_decimals:
-                    self.venue.widen(instrument, "price", decimals)
+                instrument.tick, instrument.lot = known[instrument.symbol]      # told in the next refresh round
         except FeederError as error:
             self.last_error = f"instrument list: {error}"
             log.warning("%s: no instrument list, ticks are learned from the data; asking again in %g s: %s",

@@ -146,13 +146,14 @@ class Encoder:
         self.flush(END)
 
     def claim(self, size):
-        """Return the offset of `size` free bytes, sending what is buffered where there are too few."""
+        """Return the offset of `size` free bytes, sending what is buffered where there are too few; commit() takes them."""
         if self.used + size > self.packet_bytes:
             self.flush()
-        at = self.used
-        self.used = at + size
+        return self.used
+
+    def commit(self, size):
+        self.used += size
         self.count += 1
-        return at
 
     def trade(self, instrument_id, state, epoch, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         at = self.used
@@ -207,6 +208,7 @@ class Encoder:
             MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
                               flags, state, len(some_bids) >> 1, epoch)
             levels_struct((size - 40) // 8).pack_into(self.buffer, at + 40, *some_bids, *some_asks)
+            self.commit(size)
 
     def definition(self, instrument, tick=0, lot=0):
         size = MESSAGE.size + DEFINITION_BODY.size
@@ -216,6 +218,7 @@ class Encoder:
             self.buffer, at + BODY_OFFSET, instrument.price_exponent, instrument.quantity_exponent, instrument.depth, 0,
             tick, lot, field(instrument.venue, VENUE_BYTES), field(instrument.symbol, SYMBOL_BYTES),
             field(instrument.name, SYMBOL_BYTES))
+        self.commit(size)
 
     def status(self, instrument_id, state, epoch, sequence, recv_ns, reason, connected=1, venue="", text=""):
         size = MESSAGE.size + STATUS_BODY.size
@@ -223,6 +226,7 @@ class Encoder:
         MESSAGE.pack_into(self.buffer, at, STATUS, size, instrument_id, sequence, 0, recv_ns, LAST, state, 0, epoch)
         STATUS_BODY.pack_into(self.buffer, at + BODY_OFFSET, reason, connected, 0, 0,
                               field(venue, VENUE_BYTES), field(text, 32))
+        self.commit(size)
 
 
 def field(text, size):

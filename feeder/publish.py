@@ -97,9 +97,9 @@ class Publisher:
         entry.recv_ns = recv_ns
         book = entry.book
         bids, asks = book.increment(bids, asks)
+        if book.overfull:
+            return self.give_up(entry, "too_many_levels", recv_ns)
         if not bids and not asks:
-            if book.overfull:
-                self.give_up(entry, "too_many_levels", recv_ns)
             return                                # all of it lay below the published window
         if book.crossed:
             return self.crossed(entry, sequence, recv_ns)

@@ -52,7 +52,7 @@ def test_builtin_is_what_the_twin_serves():
         assert venue.symbols == list(config.TWIN_SYMBOLS) and len(venue.symbols) == 10
         assert venue.websocket_url == venue.rest_url == ""
         assert venue.channels == ["depth", "trade", "bbo"]
-    assert [venue.snapshot_limit for venue in built.venues] == [5000, 1000]
+    assert [venue.snapshot_limit for venue in built.venues] == [1000, 1000], "all of the twin's levels, at little weight"
     assert (built.output.group, built.output.port, built.output.packet_bytes) == ("239.192.0.1", 30001, 1472)
     assert (built.hft.cpu_affinity.enabled, built.hft.cpu_affinity.processor_core) == (True, -1)
     assert (built.hft.processing.ring_buffer_size, built.hft.processing.max_symbols) == (65536, 2048)

@@ -40,7 +40,7 @@ SHARED = {("feeder.recovery", "feeder.venue.contract"),        # how a venue's i
           ("feeder.receiver", "feeder.counter")}
 
 # What words and machines may import of the standard library.
-PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "ipaddress",
+PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "http", "ipaddress",
         "itertools", "math", "operator", "re", "struct", "urllib.parse", "zlib"}
 
 # One home per power: the top of a module's name, and who may import it.
@@ -48,7 +48,7 @@ HOMES = {
     "ctypes": {"feeder.host"}, "resource": {"feeder.host"},
     "socket": {"feeder.net"}, "ssl": {"feeder.net"}, "select": {"feeder.net"}, "selectors": {"feeder.net"},
     "urllib.request": {"feeder.net"},
-    "http.client": {"feeder.net", "feeder.twin", "feeder.websocket.handshake"},    # the last: texts of status codes
+    "http.client": {"feeder.net", "feeder.twin"},
     "time": {"feeder.clock"}, "datetime": {"feeder.log"},
     "random": {"feeder.twin", "feeder.ingest"},                                    # ingest: jitter of reconnects
     "os": {"feeder.host", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",

@@ -406,6 +406,7 @@ def test_part_of_an_event_without_its_beginning_is_not_applied():
     encoder = publisher.encoder
     at = encoder.claim(packet.MESSAGE.size)
     packet.MESSAGE.pack_into(encoder.buffer, at, SNAPSHOT, 40, 0, 1, 1, 1, LAST, LIVE, 0, 1)
+    encoder.commit(packet.MESSAGE.size)
     deliver()
     assert (view.state, heard.ignored) == (STALE, 1)
 

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import re
 from binascii import Error as Base64Error
-from http.client import responses
+from http import HTTPStatus
 
 from ..errors import ProtocolError
 from .deflate import EXTENSION, accept_answer, choose_offer
@@ -21,6 +21,7 @@ MAX_HEAD_BYTES = 16 << 10
 MAX_HEADERS = 100
 MAX_QUOTED_BYTES = 300
 
+_STATUS_TEXTS = {status.value: status.phrase for status in HTTPStatus}
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"         # §1.3
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")    # RFC 9110 §5.6.2
 _HEADER = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\x00-\x08\x0a-\x1f\x7f]*)")
@@ -169,7 +170,7 @@ class ServerHandshake:
 
 def http_response(status, body, content_type="application/json", headers=()):
     """A whole plain response."""
-    lines = ["HTTP/1.1 %d %s" % (status, responses.get(status, "Unknown"))]
+    lines = ["HTTP/1.1 %d %s" % (status, _STATUS_TEXTS.get(status, "Unknown"))]
     fields = [("Content-Type", content_type), ("Content-Length", str(len(body)))]
     return _head_bytes(lines + _header_lines(fields + list(headers))) + body
 

@@ -1,0 +1,493 @@
+"""`feeder run`, whole: the twin over real TCP, packets over real multicast, every book against the true one.
+
+    Twin ──TCP──▶ Run ──multicast──▶ Witness (a Receiver)
+      └─ Truth: each state the books ever had, taken before any fault can touch a message
+
+The Witness compares every book that is published as live with the true book at that very venue sequence, and every
+best bid and offer with the twin's at that update id. Where the twin is a child, its books are asked for when it pauses.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import ExitStack, contextmanager
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from support import PROJECT, book_decimals, decimals, dice
+
+from feeder import config as configuration
+from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
+from feeder.errors import HostError
+from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
+from feeder.net import PacketReceiver
+from feeder.packet import ALL_INSTRUMENTS, LAST, SNAPSHOT, Bbo, Book, Status, Trade
+from feeder.receiver import Receiver
+from feeder.run import Run
+from feeder.twin import spawn
+from feeder.twin.faults import KINDS, Fault
+from feeder.twin.market import BBO, DEPTH
+from feeder.twin.server import Twin
+from feeder.venue.contract import NEXT
+
+SPOT, USDM = "binance_spot", "binance_usdm"
+BOTH = (SPOT, USDM)
+SYMBOLS = configuration.TWIN_SYMBOLS
+SEED = 20
+
+
+def free_address():
+    """A group and port that no other test and no other session has now."""
+    any_of = random.SystemRandom().randrange
+    return f"239.192.{any_of(100, 250)}.{any_of(1, 255)}", any_of(20_000, 32_000)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def multicast():
+    """Skip where the host has no multicast on loopback (some containers)."""
+    try:
+        PacketReceiver(*free_address(), interface="127.0.0.1").close()
+    except HostError as error:
+        pytest.skip(str(error))
+
+
+def made_config(symbols, **keys):
+    """The embedded configuration with an address of its own, and `keys` of each venue changed."""
+    config = configuration.builtin()
+    config.output.group, config.output.port = free_address()
+    config.log.path = ""
+    for venue in config.venues:
+        venue.symbols = list(symbols)
+        for key, value in keys.items():
+            assert key in venue.__slots__
+            setattr(venue, key, value)
+    return config
+
+
+class Truth:
+    """What the books of an in-process Twin were at every id that a diff ended on or a REST answer showed.
+
+    The hooks sit where the market hands its events to the server: before duplicates, gaps and the wire.
+    """
+
+    def __init__(self, twin):
+        self.books = {}                  # (venue, symbol) -> {update id: (bids, asks)}, ints of ticks and lots
+        self.quotes = {}                 # (venue, symbol) -> {update id: (bid, lots, ask, lots)}
+        self.specs = {}
+        self.models = {}                 # two dicts a symbol, kept by the fault-free diffs alone
+        self.twin = twin
+        for name, venue in twin.venues.items():
+            for symbol, listing in venue.source.listings.items():
+                key = name, symbol
+                self.books[key], self.quotes[key] = {}, {}
+                self.specs[key] = listing.spec
+                self.models[key] = dict(listing.bids.levels()), dict(listing.asks.levels())
+            self.hook(name, venue)
+
+    def hook(self, name, venue):
+        publish, depth, listings = venue.publish, venue.source.depth, venue.source.listings
+
+        def note(symbol, listing):
+            self.books[name, symbol][listing.update_id] = listing.bids.levels(), listing.asks.levels()
+
+        def hooked_publish(symbol, kind, event):
+            if kind is DEPTH:
+                assert event[3] == event[1].update_id
+                note(symbol, event[1])
+                for model, changes in zip(self.models[name, symbol], event[5:]):
+                    for price, lots in changes:
+                        model[price] = lots
+                        if not lots:
+                            del model[price]
+            elif kind is BBO:
+                self.quotes[name, symbol][event[2]] = event[3:]
+            publish(symbol, kind, event)
+
+        def hooked_depth(symbol, limit, now_ms):
+            note(symbol, listings[symbol])
+            return depth(symbol, limit, now_ms)
+
+        venue.publish, venue.source.depth = hooked_publish, hooked_depth
+
+    def scales(self, key, definition):
+        """What a tick and a lot are as ints on the wire."""
+        spec = self.specs[key]
+        return (spec.tick_units * 10 ** (-definition.price_exponent - spec.price_decimals),
+                spec.lot_units * 10 ** (-definition.quantity_exponent - spec.lot_decimals))
+
+    def book(self, key, sequence, definition):
+        """(bids, asks) as on the wire; None where the twin's book never stood at that id."""
+        sides = self.books[key].get(sequence)
+        if sides is None:
+            return None
+        tick, lot = self.scales(key, definition)
+        depth = definition.depth or None
+        return tuple([(price * tick, lots * lot) for price, lots in side[:depth]] for side in sides)
+
+    def quote(self, key, sequence, definition):
+        quote = self.quotes[key].get(sequence)
+        if quote is None:
+            return None
+        tick, lot = self.scales(key, definition)
+        return (quote[0] * tick, quote[1] * lot), (quote[2] * tick, quote[3] * lot)
+
+    def check(self):
+        """The diffs alone, applied to the first book, make the books of the market: the oracle is not itself in error."""
+        for (name, symbol), (bids, asks) in self.models.items():
+            listing = self.twin.venues[name].source.listings[symbol]
+            assert (bids, asks) == (dict(listing.bids.levels()), dict(listing.asks.levels())), (name, symbol)
+
+
+class Witness:
+    """A listener on the wire. With a truth, it judges all that is published as live; what is `wrong` is kept as text."""
+
+    def __init__(self, output):
+        self.loop = self.truth = None
+        self.receiver = Receiver()
+        self.socket = PacketReceiver(output.group, output.port, interface=output.interface)
+        self.buffer = memoryview(bytearray(65_536))
+        self.wrong = []
+        self.books = self.quotes = 0     # compared and found true
+        self.epochs = {}                 # instrument id -> epoch of its last live snapshot
+        self.ended = set()               # (instrument id, epoch) that was declared over
+        self.statuses = []               # (key, state, reason)
+        handlers = self.receiver.handlers
+        for kind, judge in ((Book, self.judge_book), (Bbo, self.judge_quote), (Trade, self.judge_state),
+                            (Status, self.judge_status)):
+            handlers[kind] = lambda channel, message, now_ns, handle=handlers[kind], judge=judge: (
+                handle(channel, message, now_ns), judge(channel, message))
+
+    def join(self, loop, truth):
+        self.loop, self.truth = loop, truth
+        loop.register(self.socket, read=self.readable)
+
+    def readable(self):
+        while True:
+            count = self.socket.receive_into(self.buffer)
+            if count is None:
+                return
+            self.receiver.receive(self.buffer[:count], wall_ns())
+
+    def close(self):
+        if self.loop is not None:
+            self.loop.unregister(self.socket)
+        self.socket.close()
+
+    def note(self, view, text):
+        if len(self.wrong) < 20:
+            self.wrong.append(f"{view.label}: {text}")
+
+    def judge_state(self, channel, message):
+        """Nothing is live but in the epoch of a live snapshot, and an epoch that was declared over never comes back."""
+        at = message.instrument_id, message.epoch
+        if message.state == LIVE and (self.epochs.get(at[0]) != at[1] or at in self.ended):
+            self.note(channel.views[at[0]], f"live in epoch {at[1]}, which is not that of a snapshot: {message}")
+
+    def judge_book(self, channel, message):
+        view = channel.views[message.instrument_id]
+        if message.state == LIVE and message.type == SNAPSHOT:
+            known = self.epochs.get(message.instrument_id, 0)
+            if message.epoch < known:
+                self.note(view, f"epoch {message.epoch} after {known}")
+            self.epochs[message.instrument_id] = message.epoch
+        self.judge_state(channel, message)
+        if message.state != LIVE or not message.flags & LAST or self.truth is None:
+            return
+        if view.state != LIVE:
+            return self.note(view, f"published live, but {view.state} here at {message.venue_sequence}")
+        true = self.truth.book((view.venue, view.symbol), message.venue_sequence, view.definition)
+        if (view.bids.levels(), view.asks.levels()) == true:
+            self.books += 1
+        else:
+            self.note(view, f"book at {message.venue_sequence} is not the true one" if true else
+                      f"published live at {message.venue_sequence}, where the book never stood")
+
+    def judge_quote(self, channel, message):
+        self.judge_state(channel, message)
+        view = channel.views[message.instrument_id]
+        if self.truth is None:
+            return
+        if self.truth.quote((view.venue, view.symbol), message.venue_sequence, view.definition) == (
+                tuple(message.bid), tuple(message.ask)):
+            self.quotes += 1
+        else:
+            self.note(view, f"quote at {message.venue_sequence} is not the true one")
+
+    def judge_status(self, channel, message):
+        if message.instrument_id == ALL_INSTRUMENTS:
+            return self.statuses.append((message.venue, bool(message.connected), message.text))
+        if message.state != LIVE:
+            self.ended.add((message.instrument_id, message.epoch))
+            view = channel.views[message.instrument_id]
+            self.statuses.append(((view.venue, view.symbol), message.state, message.text))
+
+    def assert_clean(self):
+        heard = self.receiver
+        assert self.wrong == []
+        assert (heard.gap_count, heard.mismatches, heard.crossed, heard.errors) == (0, 0, 0, {}), heard.last_mismatch
+
+
+class Rig:
+    """A Run, its Witness and, unless the venues are elsewhere, a Twin, all in one loop."""
+
+    def __init__(self, stack, config, rate=1_500, levels=100, twin=True):
+        print("seed", SEED)
+        self.witness = Witness(config.output)        # listens before the first packet: Run sends definitions at once
+        self.run = Run(config, stack)
+        stack.callback(self.witness.close)
+        self.loop = self.run.loop
+        self.truth = self.twin = None
+        if twin:
+            self.twin = Twin(self.loop, {venue.name: venue.symbols for venue in config.venues}, seed=SEED, rate=rate,
+                             levels=levels, rest_latency_ms=3)
+            stack.callback(self.twin.close)
+            self.truth = Truth(self.twin)
+            for venue in config.venues:
+                venue.websocket_url = self.twin.info[venue.name]["websocket_url"]
+                venue.rest_url = self.twin.info[venue.name]["rest_url"]
+        self.witness.join(self.loop, self.truth)
+        self.entries = self.run.pipeline.publisher.entries
+
+    def until(self, condition, seconds=15):
+        give_up_ns = steady_ns() + seconds * SECOND
+        while not condition():
+            assert steady_ns() < give_up_ns, f"waited in vain; {self.run.line()}; {self.witness.wrong}"
+            self.loop.run_once(20 * MILLISECOND)
+
+    def spin(self, seconds):
+        """Let it run for a time that is itself what is wanted."""
+        end_ns = steady_ns() + int(seconds * SECOND)
+        self.until(lambda: steady_ns() >= end_ns, seconds + 5)
+
+    def live(self):
+        return all(entry.state == LIVE for entry in self.entries)
+
+    def start(self):
+        self.run.start()
+        self.until(self.live)
+
+    def true_book(self, instrument):
+        return self.twin.book(instrument.venue, instrument.symbol)
+
+    def settle(self):
+        """Pause the market, wait until all of it has come through, compare every book in full; return how many levels."""
+        self.until(self.live)
+        self.twin.pause()
+        return self.compare(self.true_book)
+
+    def compare(self, true_book):
+        truths = [true_book(entry.instrument) for entry in self.entries]
+        self.until(lambda: self.live() and all(
+            entry.sequence == truth[0] for entry, truth in zip(self.entries, truths)))
+        self.run.pipeline.encoder.flush()
+        sent = self.run.pipeline.encoder.sequence
+        self.until(lambda: any(channel.expected >= sent for channel in self.witness.receiver.channels.values()))
+        views = {(view.venue, view.symbol): view for view in self.witness.receiver.views()}
+        levels = 0
+        for entry, (_, *sides) in zip(self.entries, truths):
+            entry.book.check()
+            true = tuple([tuple(map(Decimal, level)) for level in side] for side in sides)
+            instrument = entry.instrument
+            assert book_decimals(entry) == true, f"{instrument.venue} {instrument.symbol}"
+            view = views[instrument.venue, instrument.symbol]
+            definition = view.definition
+            heard = tuple([(Decimal(price).scaleb(definition.price_exponent),
+                            Decimal(quantity).scaleb(definition.quantity_exponent))
+                           for price, quantity in side.levels()] for side in (view.bids, view.asks))
+            assert view.state == LIVE and heard == tuple(side[:definition.depth or None] for side in true)
+            levels += sum(map(len, true))
+        return levels
+
+    def row(self, venue):
+        return next(row for row in self.run.report()["venues"] if row["venue"] == venue)
+
+    def instruments(self, venue):
+        return [row for row in self.run.report()["instruments"] if row["venue"] == venue]
+
+    def finish(self):
+        """What must hold at every end."""
+        report = self.run.report()
+        assert report["internal_errors"] == 0 and report["not_sent"] == report["send_errors"] == 0
+        if self.truth is not None:
+            self.truth.check()
+        self.witness.assert_clean()
+        return report
+
+
+@contextmanager
+def rig(symbols=SYMBOLS[:3], twin=True, rate=1_500, levels=100, **keys):
+    keys = {"snapshot_limit": 100, "stale_after_s": 0.6, "published_depth": 0, **keys}
+    with ExitStack() as stack:
+        yield Rig(stack, made_config(symbols, **keys), rate, levels, twin)
+
+
+# -- the whole way, the twin a process of its own -------------------------------------------------------------------
+
+
+def run_beside_a_child(seconds, rate):
+    """20 instruments over both venues at full depth: books, listener, counts."""
+    with ExitStack() as stack:
+        child = stack.enter_context(spawn(["--seed", SEED, "--rate", rate, "--symbols", len(SYMBOLS), "--levels", 1000]))
+        config = made_config(SYMBOLS, snapshot_limit=1000)
+        for venue in config.venues:
+            assert child.info[venue.name]["symbols"] == venue.symbols
+            venue.websocket_url = child.info[venue.name]["websocket_url"]
+            venue.rest_url = child.info[venue.name]["rest_url"]
+        made = Rig(stack, config, twin=False)
+        made.start()
+        made.spin(seconds)
+        for name in BOTH:
+            child.ask(name, "pause")
+        levels = made.compare(lambda instrument: tuple(child.ask(
+            instrument.venue, "book", symbol=instrument.symbol)[key] for key in ("last_update_id", "bids", "asks")))
+        report = made.finish()
+        status = child.ask(SPOT, "status")["venues"]
+        for name in BOTH:                # not one message was lost, doubled or left lying
+            counts, decoders = status[name]["counts"], report["decoders"][name]
+            assert decoders["likely"] + decoders["unlikely"] - decoders["kinds"]["ack"] == sum(
+                counts[kind] for kind in ("depth", "bookTicker", "trade" if name == SPOT else "aggTrade"))
+            assert decoders["likely"] > 0.98 * (decoders["likely"] + decoders["unlikely"])
+        assert len(made.entries) == 20 and report["gaps"] == report["resyncs"] == 0
+        print(f"{report['messages']:,} messages in {report['seconds']:.1f} s ({report['messages_per_second']:,}/s), "
+              f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, {levels:,} levels equal, "
+              f"latency {report['latency_ns']}, forgiven {[each['forgiven'] for each in status.values()]}")
+        return report
+
+
+def test_twenty_instruments_of_both_venues_end_with_the_true_books():
+    report = run_beside_a_child(5, 2_000)
+    assert report["messages"] > 5 * 2_000 * 0.5          # of a machine with better things to do
+
+
+@pytest.mark.stress
+def test_a_minute_at_five_thousand_a_second():
+    report = run_beside_a_child(60, 5_000)
+    assert report["messages"] > 60 * 5_000 * 0.9
+
+
+# -- faults, one by one, on both venues at once ---------------------------------------------------------------------
+
+
+def reasons(rows):
+    """{reason: how often}, over instruments."""
+    found = {}
+    for row in rows:
+        for reason, count in row["resync_reasons"].items():
+            found[reason] = found.get(reason, 0) + count
+    return found
+
+
+# kind: (seconds, provoke a snapshot by a gap, has it been noticed?(row of the venue, rows of instruments, reasons))
+EXPECTED = {
+    "gap": (0, False, lambda row, books, why: why == {"gap": 1} and sum(each["gaps"] for each in books) == 1),
+    "reorder": (0, False, lambda row, books, why: why == {"gap": 1} and sum(each["gaps"] for each in books) == 1),
+    "duplicate": (0, False, lambda row, books, why: why == {} and sum(each["old"] for each in books) >= 1),
+    "disconnect": (0, False, lambda row, books, why: why == {"disconnect": len(books)}
+                   and row["disconnects"] == row["lines"]),
+    "mute": (0, False, lambda row, books, why: why == {"disconnect": len(books)}
+             and row["silences"] == row["disconnects"] == row["lines"] and "no market data" in row["last_error"]),
+    "slow": (0.5, False, lambda row, books, why: why == {} and row["disconnects"] == 0),
+    "garbage": (0, False, lambda row, books, why: why == {} and row["bad_messages"] == 3 * row["lines"]
+                and row["disconnects"] == 0 and "not JSON" in row["last_error"]),
+    "stale_snapshot": (0, True, lambda row, books, why: why == {"gap": 1}
+                       and sum(each["late_snapshots"] for each in books) >= 1),
+    "rest_429": (0, True, lambda row, books, why: why == {"gap": 1} and row["snapshots_failed"] == 1
+                 and "HTTP 429" in row["last_error"]),
+    "rest_error": (0, True, lambda row, books, why: why == {"gap": 1} and row["snapshots_failed"] == 1
+                   and "HTTP 500" in row["last_error"]),
+}
+
+
+def test_every_fault_of_the_twin_is_tried():
+    assert set(EXPECTED) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", EXPECTED)
+def test_a_fault_is_counted_never_shown_and_ends_live_with_the_true_books(kind):
+    seconds, provoke, noticed = EXPECTED[kind]
+    with rig() as made:
+        made.start()
+        made.spin(0.2)
+        before = {entry.instrument.instrument_id: entry.epoch for entry in made.entries}
+        made.twin.inject(Fault(kind, seconds=seconds))
+        if provoke:
+            made.twin.inject(Fault("gap"))
+        made.until(lambda: sum(fault["kind"] == kind for fault in made.twin.faults_done) == 2)
+        made.until(lambda: all(noticed(made.row(name), made.instruments(name), reasons(made.instruments(name)))
+                               for name in BOTH) and made.live())
+        made.spin(0.3 + seconds)
+        levels = made.settle()
+        report = made.finish()
+        for name in BOTH:
+            rows = made.instruments(name)
+            assert noticed(made.row(name), rows, reasons(rows)), (made.row(name), rows)
+        for entry in made.entries:       # a new epoch for each resync, and for nothing else
+            link = made.run.pipeline.recoveries[entry.instrument.venue].link(entry.instrument)
+            assert entry.epoch == before[entry.instrument.instrument_id] + link.resyncs
+        told = {(key, reason) for key, state, reason in made.witness.statuses if state == STALE}
+        assert told == {((row["venue"], row["symbol"]), reason) for row in report["instruments"]
+                        for reason in row["resync_reasons"]}
+        if kind in ("disconnect", "mute"):
+            for name in BOTH:
+                assert (name, False, "disconnect") in made.witness.statuses
+                assert [up for key, up, _ in made.witness.statuses if key == name][-1] is True
+        assert made.witness.books > 100 and made.witness.quotes > 100
+        print(f"{kind}: {report['messages']:,} messages, {made.witness.books:,} live books and "
+              f"{made.witness.quotes:,} quotes true, {levels:,} levels equal at the end")
+
+
+def test_the_witness_finds_a_feeder_that_ignores_gaps(monkeypatch):
+    """The proof that the proof can fail."""
+    with rig() as made:
+        for recovery in made.run.pipeline.recoveries.values():
+            recovery.follows = lambda sequence, bridged, first, last, previous: NEXT
+        made.start()
+        made.twin.inject(Fault("gap"))
+        made.until(lambda: len(made.witness.wrong) >= 2)
+        assert all("is not the true one" in text for text in made.witness.wrong)
+        assert made.witness.receiver.gap_count == 0
+
+
+def storm(seconds, seed):
+    """Faults at random, several at once, on both venues: twenty instruments come through, true at every moment."""
+    rng = dice(seed)
+    with rig(SYMBOLS, rate=1_500, connects_per_5_minutes=300, snapshot_weight_per_minute=2_000) as made:
+        made.start()
+        end_ns = steady_ns() + seconds * SECOND
+        done = dict.fromkeys(KINDS, 0)
+        while steady_ns() < end_ns:
+            kind = rng.choice(KINDS)
+            venue = made.twin.venues[rng.choice(BOTH)]
+            symbol = rng.choice(venue.symbols) if kind not in ("disconnect", "mute", "slow", "garbage") else None
+            made.twin.inject(Fault(kind, seconds=rng.choice((0.2, 0.5)) if kind in ("slow", "mute") else 0,
+                                   symbol=symbol), [venue])
+            done[kind] += 1
+            made.spin(rng.random())
+        made.twin.inject(Fault("disconnect"))
+        made.spin(2)
+        made.until(made.live, 60)
+        for venue in made.twin.venues.values():
+            venue.rest_faults.clear()
+        levels = made.settle()
+        report = made.finish()
+        print(f"{done}: {report['messages']:,} messages, {report['gaps']} gaps, {report['resyncs']} resyncs, "
+              f"{made.witness.books:,} live books and {made.witness.quotes:,} quotes true, {levels:,} levels equal")
+        assert report["resyncs"] > seconds / 4
+
+
+def test_a_storm_of_faults():
+    storm(4, 5)
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("seed", [6, 7])
+def test_a_storm_of_faults_long(seed):
+    storm(60, seed)
