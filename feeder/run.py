@@ -72,7 +72,7 @@ class Run:
 
     def emit(self, datagram):
         self.sender.send(datagram)
-        received_ns = self.pipeline.received_ns
+        received_ns = self.pipeline.publisher.received_ns
         if received_ns:
             self.recent.add(clock.stopwatch_ns() - received_ns)
 

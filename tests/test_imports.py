@@ -22,7 +22,7 @@ LAYERS = {
     "feeder": WORDS, "feeder.errors": WORDS, "feeder.fixed": WORDS, "feeder.clock": WORDS, "feeder.instrument": WORDS,
     "feeder.message": WORDS,
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES,
-    "feeder.ring": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES, "feeder.packet": MACHINES,
+    "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES, "feeder.packet": MACHINES,
     "feeder.counter": MACHINES, "feeder.receiver": MACHINES, "feeder.schema": MACHINES,
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
     "feeder.screen": EDGES, "feeder.report": EDGES,
