@@ -17,11 +17,13 @@ from feeder import clock, config as configuration, log as logs, report
 from feeder.counter import Histogram, Rate
 from feeder.errors import ConfigError, HostError
 from feeder.fixed import to_text
+from feeder.host import measures
+from feeder.host.measures import Measures
 from feeder.host.memory import resident_bytes
-from feeder.ingest import Feed
+from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed
 from feeder.log import Limited
 from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
-from feeder.net import Loop, PacketSender
+from feeder.net import STRATEGIES, Loop, PacketSender
 from feeder.pipeline import Pipeline
 from feeder.screen import Column, Screen, interruptible, size_text, table, time_text
 from feeder.twin import spawn
@@ -31,6 +33,8 @@ log = logging.getLogger("feeder.run")
 HEARTBEAT_NS = clock.SECOND
 ROUND_NS = 2 * clock.SECOND                 # one refresh round, where MIN_REFRESH_NS allows
 MIN_REFRESH_NS, MAX_REFRESH_NS = 5 * clock.MILLISECOND, 100 * clock.MILLISECOND
+VENUE_SEND_BYTES = 4 << 20                  # TCP send buffer; as much as it receives, though little is said
+MAX_WARM_UP_NS = 300 * clock.SECOND
 MAX_SECONDS = 1e9
 EXIT_OK, EXIT_FAULT = 0, 1
 
@@ -45,24 +49,29 @@ INSTRUMENT_COLUMNS = [Column(*each) for each in (
 class Run:
     """All of one run. What it opens is closed by `stack`, in reverse."""
 
-    def __init__(self, config, stack):
+    def __init__(self, config, stack, host=None):
         self.config = config
+        self.host = host or Measures(config.hft, "feeder-run")      # none taken
         self.started_ns = clock.steady_ns()
         self.latency = Histogram()              # up to the last status
         self.recent = Histogram()               # since then
         self.limited = Limited(log, 10)
-        self.loop = Loop()
+        runtime = config.hft.runtime
+        self.loop = Loop(idle=STRATEGIES[runtime.idle](), event_interval=runtime.event_interval)
         stack.callback(self.loop.close)
         output = config.output
+        options = measures.socket_options(config.hft, 0, output.send_buffer_bytes)
         self.sender = PacketSender(output.group, output.port, ttl=output.ttl, interface=output.interface,
-                                   loopback=output.loopback, send_buffer_bytes=output.send_buffer_bytes)
+                                   loopback=output.loopback, send_buffer_bytes=options.send_buffer_bytes,
+                                   options=options)
         stack.callback(self.sender.close)
         self.pipeline = Pipeline(self.emit, clock.wall_ns, clock.wall_ns(), output.channel, output.packet_bytes,
                                  config.hft.processing.max_symbols, self.want_snapshot)
         self.pipeline.publisher.on_fault = self.on_fault
         self.feeds = {}
         for venue in config.venues:
-            feed = self.feeds[venue.name] = Feed(self.loop, self.pipeline, venue, config.names)
+            options = measures.socket_options(config.hft, venue.recv_buffer_bytes, VENUE_SEND_BYTES)
+            feed = self.feeds[venue.name] = Feed(self.loop, self.pipeline, venue, config.names, options=options)
             stack.callback(feed.close)
         self.rates = {name: Rate(self.started_ns, 0) for name in ("packets", "bytes", *self.feeds)}
         self.sent_at_beat = 0
@@ -91,6 +100,7 @@ class Run:
             feed.start()
         self.heartbeat()
         self.refresh()
+        self.loop.call_after(measures.WARM_UP_NS, self.warm)
 
     # The next one is set first: a fault in one round must not end the rounds.
 
@@ -105,6 +115,14 @@ class Run:
         self.loop.call_after(min(MAX_REFRESH_NS, max(MIN_REFRESH_NS, ROUND_NS // count)), self.refresh)
         self.pipeline.publisher.refresh()
         self.pipeline.encoder.flush()
+
+    def warm(self):
+        """From here on the host's counters tell of the steady state; not while books are still to come."""
+        elapsed_ns = clock.steady_ns() - self.started_ns
+        if self.states()[SYNCING] and elapsed_ns < MAX_WARM_UP_NS:
+            self.loop.call_after(measures.WARM_UP_NS, self.warm)
+        else:
+            self.host.warm()
 
     # -- what people and programs are shown ------------------------------------------------------------------
 
@@ -144,7 +162,7 @@ class Run:
         updates = sum(self.rates[name].per_second for name in self.feeds)
         gaps = sum(link.gaps for recovery in self.pipeline.recoveries.values() for link in recovery.links.values())
         return (f"{figures['seconds']}: {updates:,.0f} updates/s, {figures['packets']}; books {counted}; gaps {gaps}; "
-                f"latency {figures['latency']}; memory {figures['memory']}"
+                f"latency {figures['latency']}; memory {figures['memory']}; {self.host.brief()}"
                 + (f"; NOT SENT {figures['not_sent']:,}" if figures["not_sent"] else ""))
 
     def screen(self, size):
@@ -156,7 +174,11 @@ class Run:
             f"output       {output.group}:{output.port} on {output.interface or 'any interface'}: "
             f"{figures['packets']}, {size_text(self.rates['bytes'].per_second)}/s, not sent {figures['not_sent']:,}",
             f"latency      socket to datagram: {figures['latency']}",
-            f"memory       {figures['memory']}" + (f"   log {logs.path()}" if logs.path() else ""), ""]
+            f"memory       {figures['memory']}" + (f"   log {logs.path()}" if logs.path() else ""),
+            f"host         {self.host.status()}"]
+        if self.host.wanting():
+            lines.append(f"             not as asked, the log tells why: {self.host.wanting()}")
+        lines.append("")
         venue_rows = []
         for name, feed in self.feeds.items():
             of_venue = self.states(name)
@@ -196,7 +218,7 @@ class Run:
             "send_buffer_bytes": self.sender.send_buffer_bytes, "published_messages": pipeline.encoder.sequence - 1,
             "books": states, "gaps": sum(row["gaps"] for row in rows), "resyncs": sum(row["resyncs"] for row in rows),
             "latency_ns": self.latency.summary(), "memory_bytes": resident_bytes(),
-            "internal_errors": self.loop.errors, "log_lines_lost": logs.lost_lines(),
+            **self.host.report(), "internal_errors": self.loop.errors, "log_lines_lost": logs.lost_lines(),
             "venues": [feed.row() for feed in self.feeds.values()],
             "decoders": report.decoder_rows(pipeline.venues.values()), "instruments": rows}
 
@@ -210,6 +232,7 @@ def configure(parser):
                      "exit codes: 0 ended as asked, 1 a fault (no book ever became live, or the built-in venue died), "
                      "2 wrong configuration or host")
     configuration.add_arguments(parser)
+    measures.add_arguments(parser)
     parser.add_argument("--seconds", type=float, metavar="N", help="end after so long; default: run until Ctrl-C")
     parser.add_argument("--report", metavar="FILE", help="write a JSON report at the end; - is standard output")
     parser.add_argument("--log", metavar="FILE", help="log file; empty text for none; default: as configured")
@@ -221,6 +244,7 @@ def main(args):
     if args.seconds is not None and not 0 < args.seconds <= MAX_SECONDS:
         raise ConfigError(f"--seconds {args.seconds:g}: expected more than 0, at most {MAX_SECONDS:g}")
     config = configuration.from_arguments(args)
+    measures.from_arguments(args, config.hft)
     if args.log is not None:
         config.log.path = args.log
     if args.report not in (None, "-"):
@@ -251,7 +275,8 @@ def run(config, args):
             for venue in config.venues:
                 venue.websocket_url = child.info[venue.name]["websocket_url"]
                 venue.rest_url = child.info[venue.name]["rest_url"]
-        running = Run(config, stack)
+        host = take_measures(config, stack)
+        running = Run(config, stack, host)
         log.info("started: %s", config.source)
         died = []
 
@@ -291,6 +316,17 @@ def run(config, args):
             for row in result["venues"]), file=sys.stderr)
         return EXIT_FAULT
     return EXIT_FAULT if result["internal_errors"] else EXIT_OK
+
+
+def take_measures(config, stack):
+    """Take this host's measures for everything in one process; after the built-in venue was started, which is not
+    to inherit them, and before anything large is made."""
+    host = Measures(config.hft, "feeder-run", config.hft.cpu_affinity.processor_core)
+    stack.callback(host.close)
+    buffers = {("tcp", "tcp", venue.recv_buffer_bytes, VENUE_SEND_BYTES) for venue in config.venues}
+    host.apply(configuration.memory_bytes(config), SNAPSHOTS_AT_ONCE * len(config.venues) + 1,
+               [("udp", "udp", 0, config.output.send_buffer_bytes), *sorted(buffers)])
+    return host
 
 
 def summary(result):

@@ -19,7 +19,7 @@ import struct
 import sys
 
 from ..errors import HostError
-from .sockets import BUFFER_BYTES, LINUX, os_error_text, request_buffer
+from .sockets import BUFFER_BYTES, LINUX, os_error_text, request, request_buffer
 
 log = logging.getLogger("feeder.net")
 
@@ -28,10 +28,12 @@ MAX_DATAGRAM_BYTES = 65_507  # a receive buffer of this size cuts nothing off
 
 
 class PacketSender:
-    def __init__(self, group, port, *, ttl=1, interface="127.0.0.1", loopback=True, send_buffer_bytes=BUFFER_BYTES):
+    def __init__(self, group, port, *, ttl=1, interface="127.0.0.1", loopback=True, send_buffer_bytes=BUFFER_BYTES,
+                 options=None):
         """Open a sender; `group` may be unicast, which ignores ttl, interface and loopback.
 
         Raises HostError. `loopback` says whether this host hears its own multicast; on the interface lo it always does.
+        `options`: SocketOptions, of which `priority` and `dscp` are used.
         """
         self.sent = self.bytes = self.dropped = self.errors = 0
         self.group, self.port = group, port
@@ -40,6 +42,8 @@ class PacketSender:
         try:
             self._socket.setblocking(False)
             self.send_buffer_bytes = request_buffer(self._socket, "send", send_buffer_bytes)
+            if options is not None:
+                request(self._socket, options, ("priority", "dscp"))
             if _is_multicast(group):
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, int(loopback))
