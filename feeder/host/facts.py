@@ -19,6 +19,7 @@ PIECE_BYTES = 64 << 10
 MAX_PIECES = 1024                  # of one file; /proc/interrupts of 512 processors is 4 MiB, in pieces of a page
 MAX_PROCESSORS = 8192              # CONFIG_NR_CPUS goes no further
 MAX_PROCESSES = 100_000            # looked at, when a daemon is searched for
+INITIAL_MAP = "0 0 4294967295"     # of user ids, where no user namespace lies between; user_namespaces(7)
 CAP_NET_ADMIN, CAP_IPC_LOCK, CAP_SYS_NICE = 12, 14, 23       # capabilities(7)
 
 Kernel = namedtuple("Kernel", "system release machine version")
@@ -27,7 +28,8 @@ Swap = namedtuple("Swap", "name bytes")
 Irq = namedtuple("Irq", "number name processors counts")      # where it may go; [interrupts so far on each processor]
 Softnet = namedtuple("Softnet", "processed dropped squeezed")
 Route = namedtuple("Route", "interface destination mask metric")
-Interface = namedtuple("Interface", "name is_up is_multicast mtu speed_mbit driver node received lost transmitted unsent")
+Interface = namedtuple("Interface", "name is_up is_multicast mtu speed_mbit driver node "
+                                    "received lost transmitted unsent")
 Quota = namedtuple("Quota", "processors path")
 MemoryLimit = namedtuple("MemoryLimit", "bytes path")
 
@@ -317,9 +319,10 @@ class Host:
         return math.inf if found.group(1) == "unlimited" else _number(found.group(1))
 
     def has_capability(self, number):
-        """Whether this process has a capability in effect now."""
+        """Whether this process has a capability in effect now, on the host and not only in a user namespace."""
         mask = _number(self.fields("proc/self/status").get("CapEff"), 16)
-        return None if mask is None else bool(mask >> number & 1)
+        is_host = (self.text("proc/self/uid_map") or INITIAL_MAP).split() == INITIAL_MAP.split()
+        return None if mask is None else bool(mask >> number & 1) and is_host
 
     def shared_memory(self):
         """(size, free) bytes of /dev/shm."""

@@ -23,9 +23,10 @@ class Timex(ctypes.Structure):
 
 
 def read_clock(libc=None):
-    """Return the kernel's Clock, None where it cannot be asked. The kernel marks a clock unsynchronized by itself
+    """Return the kernel's Clock, None where it cannot be asked.
 
-    when nobody has corrected it for about nine hours (maxerror grows by 500 us a second up to 16 s).
+    A clock that nobody corrects any more is marked unsynchronized by the kernel itself, after about nine hours:
+    the largest error grows by 500 us a second, and 16 s is the end (kernel/time/ntp.c).
     """
     if libc is None:
         if not sys.platform.startswith("linux"):
