@@ -1,4 +1,4 @@
-"""Machines as folders: what /proc and /sys of several hosts tell, cut to what feeder reads. {path: text}, links as Link."""
+"""Machines as folders: what /proc and /sys of several hosts tell, cut to what feeder reads, as {path: text or Link}."""
 
 import os
 
@@ -37,8 +37,8 @@ def limits(locked):
 def card(name, flags="0x1003", mtu=1500, speed=None, driver=None, node=None, lost=0, packets=1000):
     folder = f"sys/class/net/{name}"
     files = {f"{folder}/flags": flags + "\n", f"{folder}/mtu": f"{mtu}\n"}
-    for which, count in (("rx_packets", packets), ("tx_packets", packets), ("rx_dropped", lost), ("rx_missed_errors", 0),
-                         ("rx_fifo_errors", 0), ("tx_dropped", 0), ("tx_errors", 0)):
+    for which, count in (("rx_packets", packets), ("tx_packets", packets), ("rx_dropped", lost),
+                         ("rx_missed_errors", 0), ("rx_fifo_errors", 0), ("tx_dropped", 0), ("tx_errors", 0)):
         files[f"{folder}/statistics/{which}"] = f"{count}\n"
     files.update({f"{folder}/speed": f"{speed}\n"} if speed else {})
     files.update({f"{folder}/device/numa_node": f"{node}\n"} if node is not None else {})
@@ -147,7 +147,7 @@ def numa():
 
 
 def container_v2():
-    """A container of cgroup version 2 on the server: four processors, a quota, 512 MiB, its own group seen as the root."""
+    """A container of cgroup version 2 on the server: four processors, a quota, 512 MiB; its group is the root."""
     return {**numa(), "proc/self/cgroup": "0::/\n", "proc/self/status": status("8-11,24-27"),
             "sys/fs/cgroup/cpuset.cpus.effective": "8-11\n", "sys/fs/cgroup/cpu.max": "250000 100000\n",
             "sys/fs/cgroup/memory.max": f"{512 * MIB}\n", "sys/fs/cgroup/memory.high": "max\n"}
@@ -156,7 +156,8 @@ def container_v2():
 def container_v1():
     """The same of version 1, its path not visible inside; no quota."""
     path = "/docker/0123456789abcdef"
-    return {**numa(), "proc/self/cgroup": f"9:memory:{path}\n5:cpu,cpuacct:{path}\n3:cpuset:{path}\n1:name=systemd:{path}\n",
+    groups = ("9:memory", "5:cpu,cpuacct", "3:cpuset", "1:name=systemd")
+    return {**numa(), "proc/self/cgroup": "".join(f"{group}:{path}\n" for group in groups),
             "proc/self/status": status("2-3"), "sys/fs/cgroup/cpuset/cpuset.cpus": "2-3\n",
             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "-1\n",
             "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",

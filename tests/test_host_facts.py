@@ -12,8 +12,8 @@ from feeder.host.facts import (CAP_IPC_LOCK, CAP_NET_ADMIN, Host, IdleState, Irq
 from machines import MIB, build
 from support import dice
 
-QUESTIONS = ("kernel", "is_virtual", "stolen", "online", "allowed", "isolated", "tickless", "nodes", "governors", "irqs",
-             "clock_sources", "cpuset", "quota", "memory_limit", "memory", "huge_pages", "swaps", "lock_limit",
+QUESTIONS = ("kernel", "is_virtual", "stolen", "online", "allowed", "isolated", "tickless", "nodes", "governors",
+             "irqs", "clock_sources", "cpuset", "quota", "memory_limit", "memory", "huge_pages", "swaps", "lock_limit",
              "shared_memory", "softnet", "udp", "interfaces", "routes", "local_addresses")
 
 
@@ -97,7 +97,8 @@ def test_containers(tmp_path):
 def test_the_least_limit_of_all_levels_counts(tmp_path):
     host = build(tmp_path, {
         "proc/self/cgroup": "0::/a.slice/b.service\n", "sys/fs/cgroup/a.slice/memory.max": f"{100 * MIB}\n",
-        "sys/fs/cgroup/a.slice/b.service/memory.max": "max\n", "sys/fs/cgroup/a.slice/b.service/cpu.max": "max 100000\n",
+        "sys/fs/cgroup/a.slice/b.service/memory.max": "max\n",
+        "sys/fs/cgroup/a.slice/b.service/cpu.max": "max 100000\n",
         "sys/fs/cgroup/a.slice/cpu.max": "50000 100000\n", "sys/fs/cgroup/a.slice/cpuset.cpus.effective": "0-2\n"})
     assert host.memory_limit() == MemoryLimit(100 * MIB, "sys/fs/cgroup/a.slice/memory.max")
     assert host.quota().processors == 0.5 and host.cpuset() == [0, 1, 2]

@@ -30,7 +30,8 @@ LAYERS = {
     "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.binance": MACHINES,
     "feeder.twin.faults": MACHINES,
-    "feeder.bench": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS, "feeder.__main__": COMMANDS,
+    "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS,
+    "feeder.__main__": COMMANDS,
 }
 NAMES = {WORDS: "words", MACHINES: "machines", EDGES: "edges", WIRING: "wiring", COMMANDS: "commands"}
 
