@@ -344,6 +344,53 @@ class _Reader:
                    for values in venues for symbol in values["symbols"]})
 
 
+# One configuration, several processes: each is told all of it and takes its share.
+
+def dump(config):
+    """Return the Config as a JSON-ready dict, for another process to `restore`."""
+    def value(path):
+        section, name = path.rsplit(".", 1)
+        return getattr(getattr(config if section in config.__slots__ else config.hft, section), name)
+    venues = [dict(venue.as_dict(), venue=venue.name) for venue in config.venues]
+    for values in venues:
+        del values["name"]
+    return {"venues": venues, "hft": {key.path: value(key.path) for key in SCHEMA if key.file == "hft"},
+            "names": [[*key, name] for key, name in config.names.items()], "source": config.source}
+
+
+def restore(values):
+    """Return the Config that was dumped."""
+    names = {(venue, symbol): name for venue, symbol, name in values["names"]}
+    return _Reader().assemble(values["venues"], values["hft"], names, values["source"])
+
+
+def instrument_ids(config):
+    """Return {(venue, symbol): id}, dense from 0 over all venues: the same in each process."""
+    symbols = [(venue.name, symbol) for venue in config.venues for symbol in venue.symbols]
+    return {key: number for number, key in enumerate(symbols)}
+
+
+def shares(config, count):
+    """Divide the configuration among `count` ingest processes; return a Config for each.
+
+    Every venue's symbols are dealt out in turn, and its budgets are divided as its symbols are, since the venue
+    counts what comes from one address.
+    """
+    configs = []
+    for index in range(count):
+        venues = []
+        for venue in config.venues:
+            symbols = venue.symbols[index::count]
+            if symbols:
+                part = VenueConfig(**venue.as_dict())
+                part.symbols = symbols
+                for budget in ("snapshot_weight_per_minute", "connects_per_5_minutes"):
+                    setattr(part, budget, max(1, getattr(venue, budget) * len(symbols) // len(venue.symbols)))
+                venues.append(part)
+        configs.append(Config(**dict(config.as_dict(), venues=venues)))
+    return configs
+
+
 def _error(problems):
     more = len(problems) - MAX_PROBLEMS_SHOWN
     shown = problems[:MAX_PROBLEMS_SHOWN] + ([f"... and {more} more"] if more > 0 else [])

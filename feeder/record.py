@@ -51,6 +51,7 @@ class RecordWriter:
         self.instruments = {}            # id -> instrument, of those defined
         self.lost = {}                   # id -> recv_ns of the first record that did not fit
         self.venues = {}                 # venue -> what is to be said of it, when it did not fit
+        self.said = {}                   # venue -> the same, the last time
         self.active = set()              # ids that had a book, trade or quote
         self.records = 0
         self.dropped = 0                 # records not written, the ring being full
@@ -112,7 +113,12 @@ class RecordWriter:
             self.lose(number, recv_ns)
 
     def venue_status(self, venue, connected, reason, recv_ns):
-        self.venues[venue] = connected, reason, recv_ns
+        self.said[venue] = self.venues[venue] = connected, reason, recv_ns
+        self.tell_venues()
+
+    def repeat_venues(self):
+        """Say again what was said of each venue: the reader is a new one."""
+        self.venues.update(self.said)
         self.tell_venues()
 
     def seen(self, instrument):
