@@ -3,7 +3,8 @@
 A row says what was found, what is wanted, what the difference costs, and the commands that make it good. It is
 `degraded` if the feeder runs but slower or later than it could, `unfit` if what was configured cannot work: books
 beyond the memory, an interface that is not there, no venue in reach; `unknown` if it cannot be read, and that is
-judged no further. The worst row is the verdict. The commands are complete lines of shell; "# " explains.
+judged no further. The worst row is the verdict. Commands are complete lines of shell, or comments; nothing that
+changes a host is named where it is not known to be needed.
 Not here: reading (host/facts, host/timekeeping, net/probe) and showing (doctor).
 """
 
@@ -44,6 +45,7 @@ class Patient:
         self.config, self.host, self.build, self.clock = config, host, build, clock
         self.tls, self.reached = tls, reached            # None: an interpreter without ssl; [(venue, [Reached, ...])]
         self.workers = config.hft.runtime.workers
+        self.is_linux = host.kernel().system == "Linux"
         self.is_ordered = host.machine.lower() in ORDERED_MACHINES
         self.ring_bytes = config.hft.processing.ring_buffer_size * RING_SLOT_BYTES
         self.process_bytes = configuration.memory_bytes(config) + self.workers * self.ring_bytes
@@ -67,12 +69,12 @@ class Patient:
 
 # -- words ---------------------------------------------------------------------------------------------------
 
-def row(name, found, wanted, bad, cost="", commands=(), status=DEGRADED):
-    """A Row. `found` None: nobody knows. `bad`: whether it falls short; None: no judgement possible."""
+def row(name, found, wanted, bad, cost, commands=(), status=DEGRADED, look=()):
+    """A Row. `found` None: nobody knows. `bad`: whether it falls short. `look`: commands to see what we could not."""
     if found is None:
-        return Row(name, UNKNOWN, "not readable", wanted, cost, list(commands))
+        return Row(name, UNKNOWN, "not readable", wanted, cost, list(look))
     judged = UNKNOWN if bad is None else status if bad else OK
-    return Row(name, judged, found, wanted, cost, list(commands) if judged != OK else [])
+    return Row(name, judged, found, wanted, cost, list({OK: (), UNKNOWN: look}.get(judged, commands)))
 
 
 def size(count):
@@ -91,22 +93,24 @@ def sysctl(name, value):
     return [f"sysctl -w {name}={value}", f"echo '{name} = {value}' >> /etc/sysctl.d/90-feeder.conf"]
 
 
-def boot(options):
-    return [f'options="{options}"', 'sed -i "s/^GRUB_CMDLINE_LINUX=\\"/&$options /" /etc/default/grub && update-grub',
+def boot(*options):
+    """Commands that put options on the kernel's command line."""
+    return [f"options={options[0]}", *(f'options="$options {each}"' for each in options[1:]),
+            'sed -i "s/^GRUB_CMDLINE_LINUX=\\"/&$options /" /etc/default/grub && update-grub',
             '# Fedora, RHEL instead: grubby --update-kernel=ALL --args="$options"', "reboot"]
 
 
 # -- host and interpreter ------------------------------------------------------------------------------------
 
 def kernel(patient):
-    kernel = patient.host.kernel()
+    kernel, is_linux = patient.host.kernel(), patient.is_linux
     numbers = tuple(int(part) if part.isdigit() else 0 for part in kernel.release.partition("-")[0].split(".")[:2])
     traits = [word for word in kernel.version.split() if word.startswith("PREEMPT")]
     return row("kernel", " ".join(filter(None, (kernel.system, kernel.release, kernel.machine, *traits))),
-               "Linux %d.%d or newer" % OLDEST_KERNEL, kernel.system != "Linux" or bool(kernel.release)
-               and numbers < OLDEST_KERNEL,
-               "elsewhere locking, pinning and most socket options are skipped" if kernel.system != "Linux" else
-               "newer socket options are skipped")
+               "Linux %d.%d or newer" % OLDEST_KERNEL, not is_linux or bool(kernel.release) and numbers < OLDEST_KERNEL,
+               "newer socket options are skipped" if is_linux else
+               "locking, pinning and most socket options are skipped, for Linux alone has them",
+               ["# a newer kernel" if is_linux else "# a Linux host"])
 
 
 def virtualization(patient):
@@ -126,7 +130,7 @@ def python(patient):
         ("debug build: 2 to 5 times slower", build["debug"]),
         ("development mode (-X dev): slower", build["development_mode"]),
         ("free-threaded: a single thread is slower, and nothing here gains", not build["gil"]),
-        ("built without profile-guided optimization: 10 to 30 % slower", build["optimized"] is False),
+        ("built without profile-guided optimization: 10-30% slower", build["optimized"] is False),
         ("32 bits: large integers are slower", build["pointer_bits"] < 64)) if is_so]
     found = ", ".join((f"{build['implementation']} {build['version']}", "GIL" if build["gil"] else "free-threaded",
                        "debug" if build["debug"] else "no debug", "JIT" if build["jit"] else "no JIT",
@@ -138,9 +142,11 @@ def python(patient):
 
 
 def memory_order(patient):
-    return row("memory order", f"{patient.host.machine}" + ("" if patient.is_ordered else ", weaker than x86's"),
-               "x86, whose stores become visible in order", not patient.is_ordered,
-               "rings between processes are off unless forced: everything in one process",
+    return row("memory order", patient.host.machine + ("" if patient.is_ordered else
+                                                        ", weaker than x86's: rings are off unless forced"),
+               "x86, whose stores become visible in order, or workers 0",
+               bool(patient.workers and not patient.is_ordered),
+               "no worker processes, everything runs in one",
                ["# set runtime.workers to 0 in hft_config.json"])
 
 
@@ -165,7 +171,7 @@ def affinity(patient):
     wanted = patient.config.hft.cpu_affinity
     named = [core for core in (wanted.processor_core, *wanted.worker_cores, *wanted.other_cores) if core >= 0]
     if not wanted.enabled or not named or not patient.usable:
-        return row("affinity", "no core configured", "cores as recommended below", False)
+        return row("affinity", "no core configured", "cores as recommended below", False, "")
     outside = [core for core in named if core not in patient.usable]
     return row("affinity", f"configured cores {cpus_text(named)}", f"of {cpus_text(patient.usable)}",
                bool(outside), f"{cpus_text(outside)} cannot be had: the feeder runs unpinned",
@@ -178,9 +184,12 @@ def isolation(patient):
                                            f"{cpus_text(tickless) or 'none'}, housekeeping "
                                            + cpus_text(set(patient.host.online() or ()) - set(isolated)))
     bad = bool(set(patient.hot) - set(isolated or ()))
+    cpus = cpus_text({*patient.hot, *(isolated or ())})
+    again = patient.host.boot_option("isolcpus") is not None
     return row("isolated cores", found, f"{hot} isolated" if hot else "none to isolate", bad,
                "other processes and the timer tick interrupt the publisher: jitter of 10 to 100 us and more",
-               boot(f"isolcpus=managed_irq,domain,{hot} nohz_full={hot} rcu_nocbs={hot}"))
+               (["# first take out the isolcpus=, nohz_full= and rcu_nocbs= that are there"] if again else [])
+               + boot(f"isolcpus=managed_irq,domain,{cpus}", f"nohz_full={cpus}", f"rcu_nocbs={cpus}"))
 
 
 def siblings(patient):
@@ -192,7 +201,8 @@ def siblings(patient):
         cpus_text(hot) or "any core") if not shared else f"{cpus_text(shared)} share a core with each other"
     return row("SMT siblings", found if host.online() else None, "none, or off", bool(others or shared),
                "a busy sibling takes up to half of the core",
-               [f"echo 0 > /sys/devices/system/cpu/cpu{cpu}/online" for cpu in others[:8]])
+               [f"for cpu in {' '.join(map(str, others))}; do echo 0 > /sys/devices/system/cpu/cpu$cpu/online; done"]
+               if others else ["# name processors of different cores in cpu_affinity of hft_config.json"])
 
 
 def governor(patient):
@@ -210,17 +220,17 @@ def idle_states(patient):
         states = patient.host.idle_states(core)
         usable = [state for state in states if not state.is_disabled]
         deepest = max([deepest, *usable] if deepest else usable, key=lambda state: state.latency_us, default=deepest)
-        deep.update({core: [at for at, state in enumerate(states)
-                            if state.latency_us > MAX_IDLE_LATENCY_US and not state.is_disabled]})
+        slow = [at for at, state in enumerate(states) if state in usable and state.latency_us > MAX_IDLE_LATENCY_US]
+        deep.update({core: slow} if slow else {})
     found = f"deepest {deepest.name}, {deepest.latency_us} us to wake" if deepest else (
         "none shown" if patient.host.online() else None)
     if patient.config.hft.runtime.idle == "spin":
-        return row("C-states", found, "any: the loop spins, the cores never sleep", False)
-    paths = [f"/sys/devices/system/cpu/cpu{core}/cpuidle/state{at}/disable" for core, ats in deep.items() for at in ats]
-    return row("C-states", found, f"at most {MAX_IDLE_LATENCY_US} us to wake", bool(paths),
+        return row("C-states", found, "any: the loop spins, the cores never sleep", False, "")
+    cpus, first = " ".join(map(str, sorted(deep))), min((ats[0] for ats in deep.values()), default=0)
+    return row("C-states", found, f"at most {MAX_IDLE_LATENCY_US} us to wake", bool(deep),
                "each message after a pause waits for the core to wake",
-               [f"echo 1 | tee {' '.join(paths[:12])}", "# for good: intel_idle.max_cstate=1 processor.max_cstate=1 on "
-                "the kernel's command line"])
+               [f"for cpu in {cpus}; do echo 1 | tee /sys/devices/system/cpu/cpu$cpu/cpuidle/state[{first}-9]/disable; "
+                "done", "# for good: intel_idle.max_cstate=1 processor.max_cstate=1 on the kernel's command line"])
 
 
 def interrupts(patient):
@@ -289,9 +299,10 @@ def swap(patient):
 def shared_memory(patient):
     found = patient.host.shared_memory()
     need = 0 if patient.build["memfd"] else patient.workers * patient.ring_bytes
-    why = "workers 0" if not patient.workers else "rings lie in nameless memory" if patient.build["memfd"] else "rings"
+    why = ("with workers 0" if not patient.workers else
+           "as rings lie in nameless memory" if patient.build["memfd"] else "for rings")
     return row("/dev/shm", found and f"{size(found[1])} free of {size(found[0])}",
-               f"{size(need) if need else 'nothing'}: {why}", bool(found) and found[1] < need,
+               f"{size(need) if need else 'nothing'} {why}", bool(found) and found[1] < need,
                "a worker dies (SIGBUS) as its ring fills",
                [f"mount -o remount,size={-(-need // MIB) * 2}m /dev/shm",
                 f"# in a container: --shm-size={-(-need // MIB) * 2}m"], UNFIT)
@@ -309,7 +320,8 @@ def socket_buffers(patient):
                   + (", exceeded by CAP_NET_ADMIN" if forced and found < need else ""), f"{need}",
                   found is not None and found < need and not forced,
                   "bursts are dropped where the buffer ends" if which == "receive" else
-                  "datagrams are dropped in a burst; a listener sees gaps", sysctl(name, need))
+                  "datagrams are dropped in a burst; a listener sees gaps", sysctl(name, need),
+                  look=[f"sysctl {name}"] if patient.is_linux else [])
 
 
 def backlog(patient):
@@ -319,7 +331,8 @@ def backlog(patient):
     return row("netdev backlog", None if found is None else f"{found}{dropped}", f"{MIN_BACKLOG} or more, none dropped",
                found is not None and found < MIN_BACKLOG or lost,
                "packets of a burst, on loopback too, are dropped before they reach a socket",
-               sysctl("net.core.netdev_max_backlog", MIN_BACKLOG))
+               sysctl("net.core.netdev_max_backlog", MIN_BACKLOG),
+               look=["sysctl net.core.netdev_max_backlog"] if patient.is_linux else [])
 
 
 def udp(patient):
@@ -344,7 +357,7 @@ def network_cards(patient):
     if patient.network is None and output.interface and patient.is_multicast:
         yield row("network card", f"{output.interface} is not on this host",
                   f"one of {listed(host.interfaces(), 8)}, or an address of it", True, "`run` cannot send and ends",
-                  ["ip -brief address    # then correct output.interface in hft_config.json"], UNFIT)
+                  ["ip -brief address", "# then correct output.interface in hft_config.json"], UNFIT)
     facing = host.interface(patient.default_route.interface) if patient.default_route else None
     for card in dict.fromkeys(filter(None, (patient.network, facing))):
         sends = card == patient.network
@@ -360,7 +373,8 @@ def network_cards(patient):
         for lost, count in ((card.lost, card.received), (card.unsent, card.transmitted)):
             if lost and lost > MAX_LOST * ((count or 0) + lost):
                 faults.append("packets are lost in the card or its driver")
-                commands.append(f"ethtool -G {card.name} rx 4096 tx 4096    # larger rings; ethtool -S tells more")
+                commands += ["# which counter tells the cause; larger rings help against bursts",
+                             f"ethtool -S {card.name}", f"ethtool -G {card.name} rx 4096 tx 4096"]
                 break
         parts = [card.driver, f"{card.speed_mbit} Mbit/s" if card.speed_mbit else None, f"MTU {card.mtu}",
                  "up" if card.is_up else "down"]
@@ -372,14 +386,14 @@ def network_cards(patient):
         if card.name != "lo":
             yield row(f"offloads {card.name}", None, "interrupts not delayed (rx-usecs 0, adaptive-rx off)", None,
                       "a card that gathers packets adds 10 to 100 us to each",
-                      [f"ethtool -c {card.name}; ethtool -k {card.name}    # to see",
-                       f"ethtool -C {card.name} adaptive-rx off rx-usecs 0"])
+                      look=[f"ethtool -c {card.name}; ethtool -k {card.name}", "# and where they are delayed",
+                            f"ethtool -C {card.name} adaptive-rx off rx-usecs 0"])
 
 
 def multicast(patient):
     host, output = patient.host, patient.config.output
     if not patient.is_multicast:
-        return row("multicast route", f"{output.group} is one host", "", False)
+        return row("multicast route", f"{output.group} is one host", "", False, "")
     route = host.route_to(output.group)
     card = patient.network
     if output.interface:
@@ -424,7 +438,7 @@ def clock_keeping(patient):
     bad = not steered and not clock.is_synchronized if clock else None
     return row("clock keeping", found if clock or daemons else None, "a clock that a daemon keeps", bad,
                "times in packets, and latencies from the venue's time, are off by an unknown amount",
-               ["chronyc tracking || ntpq -p || timedatectl    # why it does not keep time"] if daemons else
+               ["# why does it not keep time?", "chronyc tracking || ntpq -p || timedatectl"] if daemons else
                ["apt-get install chrony || dnf install chrony", "systemctl enable --now chronyd || "
                 "systemctl enable --now chrony", "# in a container: on the host"])
 
@@ -436,14 +450,15 @@ def tls_store(patient):
     asked = [venue for venue in venues if venue.verify_tls and not venue.ca_file]
     if patient.tls is None:
         return row("TLS store", "this Python has no ssl", "a Python with ssl", True, "no venue can be spoken to",
-                   ["apt-get install libssl-dev    # then build Python again"], UNFIT)
+                   ["apt-get install libssl-dev || dnf install openssl-devel", "# then build Python again"], UNFIT)
     lax = [venue.name for venue in venues if not venue.verify_tls]
     return row("TLS store", f"{patient.tls.authorities} authorities in {listed(patient.tls.places) or 'no place'}, "
                f"{patient.tls.version}" + (f"; NOT VERIFIED: {listed(lax)}" if lax else ""),
                "authorities, and every venue verified", bool(asked and not patient.tls.authorities or lax),
                "no venue's certificate can be verified" if not lax else "whoever answers is believed",
                ["apt-get install ca-certificates || dnf install ca-certificates",
-                "export SSL_CERT_FILE=/path/to/authorities.pem    # or ca_file in the venue's file"] if not lax else
+                "# or name a PEM file, here or as ca_file in the venue's file",
+                "export SSL_CERT_FILE=/path/to/authorities.pem"] if not lax else
                ["# set verify_tls to true, and ca_file if the authority is your own"],
                UNFIT if asked and not patient.tls.authorities else DEGRADED)
 
@@ -451,7 +466,7 @@ def tls_store(patient):
 def venues(patient):
     """A row for each venue; none in reach is unfit, some is degraded."""
     if not patient.reached:
-        yield row("venues", "the built-in venue, on this machine", "none to reach", False)
+        yield row("venues", "the built-in venue, on this machine", "none to reach", False, "")
         return
     any_reached = any(not each.error for _, answers in patient.reached for each in answers)
     for name, answers in patient.reached:
@@ -463,7 +478,7 @@ def venues(patient):
         yield row(name, found + (f" (proxy {', '.join(via)})" if via else "" if hosts else " (no proxy)"),
                   "websocket and rest addresses answer", bool(lost), "no data of this venue",
                   [f"# let this host out, or name a proxy ({', '.join(each.url for each in lost)}):",
-                   "export https_proxy=http://PROXY:PORT    # or proxy in the venue's file"],
+                   "# here, or as proxy in the venue's file", "export https_proxy=http://PROXY:PORT"],
                   DEGRADED if any_reached else UNFIT)
 
 

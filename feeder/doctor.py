@@ -91,7 +91,7 @@ def as_settings(cores):
 
 def cores_text(cores):
     if cores is None:
-        return paragraph("", "recommended cores", "not known: the processors of this host are not readable")
+        return ["recommended cores for this machine: not known, its processors are not readable"]
     affinity = as_settings(cores)["cpu_affinity"]
     lines = ["recommended cores for this machine"]
     lines += paragraph("", "publisher", "not pinned" if cores.publisher is None else str(cores.publisher))

@@ -65,19 +65,19 @@ def test_a_virtual_machine_without_isolation(tmp_path):
 
 def test_a_server_where_much_is_left_to_do(tmp_path):
     case = patient(tmp_path, machines.numa(), clock=Clock(False, 16_000_000, 16_000_000))
-    assert case.hot == [7, 3, 4, 5, 6]
-    assert short(case) == {"isolated cores", "SMT siblings", "governor", "C-states", "IRQ placement", "memory lock",
+    assert case.hot == [7, 4, 5, 6]
+    assert short(case) == {"SMT siblings", "governor", "C-states", "IRQ placement", "memory lock",
                            "huge pages", "swap", "receive buffer", "send buffer", "netdev backlog", "UDP drops",
                            "card eth0", "clock source", "clock keeping"} and verdict(examine(case))[1] == 1
     found = rows(case)
-    assert found["isolated cores"].found == ("isolated 4-7,20-23, without tick 4-7, housekeeping 0-3,8-19,24-31")
-    assert found["SMT siblings"].commands[0] == "echo 0 > /sys/devices/system/cpu/cpu19/online"
+    assert found["isolated cores"].found == "isolated 4-7,20-23, without tick 4-7, housekeeping 0-3,8-19,24-31"
+    assert "for cpu in 20 21 22 23; do echo 0 >" in found["SMT siblings"].commands[0]
     assert found["IRQ placement"].commands[0] == "systemctl disable --now irqbalance"
-    assert "for irq in 60 61; do echo 0-2,8-31 >" in found["IRQ placement"].commands[1]
-    assert "/sys/devices/system/cpu/cpu7/cpuidle/state2/disable" in found["C-states"].commands[0]
+    assert "for irq in 60 61; do echo 0-3,8-31 >" in found["IRQ placement"].commands[1]
+    assert "for cpu in 4 5 6 7;" in found["C-states"].commands[0] and "state[2-9]" in found["C-states"].commands[0]
     assert "setcap cap_ipc_lock=+ep /opt/python/bin/python3.11" in found["memory lock"].commands
     assert found["send buffer"].commands[0] == "sysctl -w net.core.wmem_max=4194304"
-    assert found["clock source"].commands[0] == 'options="tsc=reliable"'
+    assert found["clock source"].commands[0] == 'options=tsc=reliable'
 
 
 def test_containers(tmp_path):
@@ -92,7 +92,9 @@ def test_containers(tmp_path):
 def test_what_cannot_be_read_is_said_and_not_judged(tmp_path, name):
     system, machine = ("Darwin", "arm64") if name == "nothing" else ("Linux", "x86_64")
     case = patient(tmp_path, machines.ALL[name](), system=system, machine=machine, clock=None)
-    assert short(case) == ({"kernel", "memory order"} if name == "nothing" else {"isolated cores"})
+    assert short(case) == ({"kernel"} if name == "nothing" else {"isolated cores"})
+    if name == "nothing":                                            # and no command, since none is known to be needed
+        assert {name for name, each in rows(case).items() if each.commands} == {"kernel"}
     unreadable = {name for name, each in rows(case).items() if each.found == "not readable"}
     assert {"huge pages", "clock source", "network card"} <= unreadable
     assert verdict(examine(case))[1] == 1
@@ -112,7 +114,7 @@ def test_text_fits_80_columns_and_json_is_one_object(tmp_path, name):
         assert set(each) == {"group", "name", "status", "found", "wanted", "cost", "commands"}
         assert each["found"] and (each["status"] == OK or each["cost"]), each
         assert not (each["commands"] and each["status"] == OK), each
-        assert each["commands"] or each["status"] in (OK, UNKNOWN) or each["name"] == "kernel", each
+        assert each["commands"] or each["status"] in (OK, UNKNOWN), each
     if case.cores is None:
         assert found["recommended"] is None
     else:
@@ -128,6 +130,7 @@ def test_every_command_is_one_that_a_shell_accepts(tmp_path, name):
     for each in rows(case).values():
         if any(command.startswith("LimitMEMLOCK") for command in each.commands):
             assert each.name == "memory lock"
+        assert not any(" #" in command for command in each.commands), each
         text = "\n".join(line for command in each.commands for line in doctor.command_text(command))
         subprocess.run(["/bin/sh", "-n"], input=text, text=True, check=True, timeout=30)
 
@@ -160,7 +163,9 @@ def test_python(tmp_path, change, status, text):
 @pytest.mark.parametrize("machine, status", [("x86_64", OK), ("AMD64", OK), ("aarch64", DEGRADED),
                                              ("riscv64", DEGRADED)])
 def test_memory_order(tmp_path, machine, status):
-    assert only(tmp_path, "memory order", machine=machine).status == status
+    assert only(tmp_path / "a", "memory order", machine=machine, config=changed("runtime.workers", 2)).status == status
+    found = only(tmp_path / "b", "memory order", machine=machine)
+    assert found.status == OK and (status == OK) == ("weaker" not in found.found)
 
 
 @pytest.mark.parametrize("release, status", [("4.17.9", DEGRADED), ("4.18.0-553.el8.x86_64", OK), ("6.18", OK),

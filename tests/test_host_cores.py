@@ -40,8 +40,8 @@ def test_numa_server(tmp_path):
     """Isolation leaves 4-7 out of what this process was started on; pinning may go there all the same."""
     host = build(tmp_path, machines.numa())
     cores = recommend(topology_of(host, "eth1"))
-    assert (cores.publisher, cores.workers) == (7, [3, 4, 5, 6])     # isolated, all on the card's node
-    assert cores.idle == [19, 20, 21, 22, 23] and not set(cores.rest) & {3, 4, 5, 6, 7, *cores.idle}
+    assert (cores.publisher, cores.workers) == (7, [4, 5, 6])        # isolated, all on the card's node
+    assert cores.idle == [20, 21, 22, 23] and not set(cores.rest) & {4, 5, 6, 7, *cores.idle}
     assert 0 in cores.rest and 8 in cores.rest
 
 

@@ -1,7 +1,7 @@
 """Which processors the feeder's processes should have on a machine; a pure function of facts.
 
     publisher     one processor: isolated if any is, near the network card, not the first, no work on its sibling
-    workers       up to MOST_WORKERS ingest processes on cores of the same NUMA node, where the cores allow it
+    workers       up to MOST_WORKERS ingest processes on cores of the same NUMA node, isolated ones if two are left
     rest          everything else that feeder and the system do: never an isolated processor, if that can be helped
     idle          hardware threads that share a core with publisher or workers; better left without work
 
@@ -55,6 +55,9 @@ def recommend(topology, rings=True):
     # The least wanted core is kept for the rest; workers are near the publisher, a ring across nodes costs double.
     first, *others = sorted(cores, key=preference, reverse=True)
     candidates = [core for core in others[:-1] if node_of.get(core) == node_of.get(first)]
+    quiet = [core for core in candidates if core in isolated]
+    if first in isolated and len(quiet) > 1:       # what is isolated already is enough
+        candidates = quiet
     most = min(MOST_WORKERS, len(candidates), count - 2)
     if not rings:
         chosen, why = 0, "memory order is not x86's, rings are off: workers 0"
