@@ -104,6 +104,7 @@ class Measures:
         self.rows = []
         self.collector = memory.Collector()
         self.ballast = memory.Ballast()
+        self.locked = None
         self.is_warm = False
         self.usage = Usage(steady_ns())
         self._undo = ExitStack()
@@ -122,7 +123,9 @@ class Measures:
             else:
                 try:
                     row = getattr(self, "_" + measure.name.replace("-", "_"))(value)
-                except (HostError, OSError, ValueError) as error:
+                except OSError as error:
+                    row = FAILED, f"the kernel refused: {error.strerror}; a seccomp filter may forbid it"
+                except (HostError, ValueError) as error:
                     row = FAILED, str(error)
             self.rows.append(Row(measure.name, *row))
         for line in self.table():
@@ -138,9 +141,25 @@ class Measures:
         self.collector.warm()
         self.usage.mark(steady_ns())
 
+    def watch(self):
+        """To be called now and then: takes back what would do harm."""
+        sentence = self.locked.watch() if self.locked is not None else None
+        if sentence:
+            log.warning("%s", sentence)
+            self.rows = [Row(row.measure, PARTLY, sentence) if row.measure == "lock" else row for row in self.rows]
+
     def close(self):
         """Undo what can be undone, for a process that goes on after the run."""
         self._undo.close()
+
+    def _later(self, function, *args):
+        """Have close() call it; what the host then refuses stays as it is."""
+        def undo():
+            try:
+                function(*args)
+            except OSError as error:
+                log.debug("not undone: %s", error)
+        self._undo.callback(undo)
 
     # -- for people and programs -----------------------------------------------------------------------------
 
@@ -185,8 +204,8 @@ class Measures:
     def _names(self, value):
         if self.libc is None:
             return self._no_libc()
-        self._undo.callback(self.libc.set_name, self.libc.get_name())
-        self._undo.callback(cpu.arrange, None, None, False)
+        self._later(self.libc.set_name, self.libc.get_name())
+        self._later(cpu.arrange, None, None, False)
         self.libc.set_name(self.name)
         cpu.arrange(self.libc, None, True)
         found = self.libc.get_name()
@@ -196,21 +215,22 @@ class Measures:
         return self._no_libc() if self.libc is None else memory.tune_malloc(self.libc)
 
     def _thread_stack(self, value):
-        self._undo.callback(threading.stack_size, threading.stack_size())
-        threading.stack_size(value)
-        return ON, f"{threading.stack_size():,} bytes for each thread that is started from now on"
+        self._later(threading.stack_size, threading.stack_size(value))      # it returns what was before
+        return ON, f"{threading.stack_size(value):,} bytes for each thread that is started from now on"
 
     def _lock(self, value):
         if self.libc is None:
             return self._no_libc()
-        self._undo.callback(self.libc.munlockall)
-        return memory.lock(self.libc, self._growth() + self.threads * (threading.stack_size() or 8 * memory.MIB))
+        self._later(self.libc.munlockall)
+        self.locked = memory.Lock(self.libc)
+        stack_bytes = self.hft.runtime.thread_stack_bytes or 8 * memory.MIB
+        return self.locked.take(self._growth() + self.threads * stack_bytes)
 
     def _growth(self):
         return max(0, self.worst_bytes - memory.resident_bytes())
 
     def _prefault(self, value):
-        self._undo.callback(self.ballast.objects.clear)
+        self._later(self.ballast.objects.clear)
         return memory.prefault(self._growth(), self.ballast)
 
     def _pin(self, value):
@@ -230,8 +250,8 @@ class Measures:
         except HostError as error:
             self.libc.set_affinity(started_on)
             return FAILED, f"not pinned: {error}"
-        self._undo.callback(self.libc.set_affinity, started_on)
-        self._undo.callback(cpu.arrange, None, None, False)
+        self._later(self.libc.set_affinity, started_on)
+        self._later(cpu.arrange, None, None, False)
         cpu.arrange(self.libc, others, names)
         return ON, (f"this thread on {cpus_text(self.libc.get_affinity())}, helper threads on {cpus_text(others)}; "
                     "read back")
@@ -239,7 +259,7 @@ class Measures:
     def _fifo(self, value):
         if not hasattr(cpu.os, "SCHED_FIFO"):
             return self._no_libc()
-        self._undo.callback(cpu.set_ordinary)
+        self._later(cpu.set_ordinary)
         cpu.set_fifo(value)
         spins = self.hft.runtime.idle == "spin"
         return ON, f"SCHED_FIFO {value}, read back" + (
@@ -254,12 +274,12 @@ class Measures:
     def _timer_slack(self, value):
         if self.libc is None:
             return self._no_libc()
-        self._undo.callback(self.libc.set_timer_slack, 0)            # 0: the default again, prctl(2)
+        self._later(self.libc.set_timer_slack, 0)            # 0: the default again, prctl(2)
         found = self.libc.set_timer_slack(value)
         return (ON if found == value else PARTLY), f"{found} ns, read back"
 
     def _switch_interval(self, value):
-        self._undo.callback(sys.setswitchinterval, sys.getswitchinterval())
+        self._later(sys.setswitchinterval, sys.getswitchinterval())
         sys.setswitchinterval(value * MICROSECOND / SECOND)
         return ON, f"{sys.getswitchinterval() * 1e6:.0f} us"
 
@@ -294,7 +314,7 @@ class Measures:
         return self._option(dscp=value)
 
     def _gc(self, value):
-        self._undo.callback(self.collector.close)
+        self._later(self.collector.close)
         return self.collector.start()
 
 

@@ -1,8 +1,8 @@
 """Memory that is there before it is needed: locked, prefaulted, kept, and not searched by the collector.
 
-Order matters: `tune_malloc`, then `lock`, then `prefault`, all before the books exist.
+Order matters: `tune_malloc`, then `Lock`, then `prefault`, all before the books exist.
 
-`lock` looks before it leaps. After mlockall(MCL_FUTURE) every new mapping counts against RLIMIT_MEMLOCK, and one
+`Lock` looks before it leaps. After mlockall(MCL_FUTURE) every new mapping counts against RLIMIT_MEMLOCK, and one
 that is over it fails: malloc returns NULL, Python raises MemoryError in the middle of a book. So it compares first:
 
     not limited (CAP_IPC_LOCK, or unlimited)  and physical memory for the worst case    CURRENT | FUTURE
@@ -31,6 +31,8 @@ except ImportError:                   # Windows
     resource = None
 
 MIB = 1 << 20
+HEADROOM_BYTES = 64 * MIB             # what no estimate foresees: name lookups' threads, the longest messages
+COST = "memory may be paged out, which stalls for milliseconds"
 STACK_MARGIN_BYTES = 8 * MIB          # a locked stack that may not grow ends the process by SIGSEGV
 MMAP_THRESHOLD = 32 * MIB             # the most that glibc takes
 KEEP_BYTES = (1 << 31) - 1            # mallopt takes an int
@@ -89,56 +91,86 @@ def remedy(need):
             f"unit; ulimit -l {-(-need // 1024)} (KiB) before the start; fewer instruments or snapshot levels")
 
 
-def lock(libc, more_bytes, room=None):
-    """Lock this process's memory, as far as that can never make an allocation fail.
+class Lock:
+    """Memory locking of this process. `take` once; `watch` now and then, where the limit applies."""
 
-    Args:    more_bytes: address space that the process will still take, at worst.
-    Returns: (state, evidence): "on", "partly" or "failed", and a sentence.
-    """
-    room = room or Room()
-    need = room.used + more_bytes
-    flags, state, how = MCL_CURRENT | MCL_FUTURE, "on", "all memory, present and future"
-    if room.limit is not None and need > room.limit:
-        short = f"RLIMIT_MEMLOCK {_size(room.limit)} is below the worst case {_size(need)}"
-        if room.used + STACK_MARGIN_BYTES > room.limit:
-            return "failed", (f"not locked: {short}, and below what is in use, {_size(room.used)}; memory may be paged "
-                              f"out, which stalls for milliseconds; {remedy(need)}")
-        flags, state = MCL_CURRENT, "partly"
-        how = f"only what is there now: {short}; {remedy(need)}"
-    elif room.free is not None and more_bytes > room.free:
-        flags, state = flags | MCL_ONFAULT, "partly"
-        how = (f"pages as they are touched (MCL_ONFAULT): the worst case is {_size(more_bytes)} more, "
-               f"free are {_size(room.free)}; fewer instruments or more memory")
-    try:
-        libc.mlockall(flags)
-    except OSError as error:
+    def __init__(self, libc, room=None):
+        self.libc = libc
+        self.room = room or Room()
+        self.flags = 0
+
+    def take(self, more_bytes):
+        """Lock, as far as that can never make an allocation fail.
+
+        Args:    more_bytes: address space that the process will still take, at worst.
+        Returns: (state, evidence): "on", "partly" or "failed", and a sentence.
+        """
+        room = self.room
+        need = room.used + more_bytes + HEADROOM_BYTES
+        flags, state, how = MCL_CURRENT | MCL_FUTURE, "on", "all memory, present and future"
+        if room.limit is not None and need > room.limit:
+            short = f"RLIMIT_MEMLOCK {_size(room.limit)} is below the worst case {_size(need)}"
+            if room.used + STACK_MARGIN_BYTES > room.limit:
+                return "failed", (f"not locked: {short}, and below what is in use, {_size(room.used)}; {COST}; "
+                                  f"{remedy(need)}")
+            flags, state = MCL_CURRENT, "partly"
+            how = f"only what is there now: {short}; {remedy(need)}"
+        elif room.free is not None and more_bytes > room.free:
+            flags, state = flags | MCL_ONFAULT, "partly"
+            how = (f"pages as they are touched (MCL_ONFAULT): the worst case is {_size(more_bytes)} more, "
+                   f"free are {_size(room.free)}; fewer instruments or more memory")
         try:
-            libc.munlockall()             # part of it may be locked, and the rest would count
+            self.libc.mlockall(flags)
+        except OSError as error:
+            self._release()                   # part of it may be locked, and the rest would count
+            return "failed", _lock_error(error.errno, flags, need)
+        self.flags = flags
+        locked = _status("VmLck")
+        if not locked:
+            return "failed", "mlockall succeeded, yet VmLck is 0: this kernel or sandbox only pretends to lock"
+        return state, f"VmLck {_size(locked)}: {how}"
+
+    def watch(self):
+        """Return a sentence if growth came near the limit and was let go, else None.
+
+        An estimate can be wrong. What is locked stays so; what is allocated from here on is not, and so cannot fail.
+        """
+        if self.room.limit is None or not self.flags & MCL_FUTURE:
+            return None
+        locked = _status("VmLck")
+        if locked + HEADROOM_BYTES // 2 < self.room.limit:
+            return None
+        self.flags = MCL_CURRENT
+        try:
+            self.libc.mlockall(self.flags)    # without MCL_FUTURE: takes that back, mlockall(2)
+        except OSError:
+            self._release()
+        return (f"VmLck {_size(locked)} came near RLIMIT_MEMLOCK {_size(self.room.limit)}: memory allocated from now on "
+                f"is not locked; {remedy(2 * locked)}")
+
+    def _release(self):
+        self.flags = 0
+        try:
+            self.libc.munlockall()
         except OSError:
             pass
-        return "failed", _lock_error(error.errno, flags, need)
-    locked = _status("VmLck")
-    if not locked:
-        return "failed", "mlockall succeeded, yet VmLck is 0: this kernel or sandbox only pretends to lock"
-    return state, f"VmLck {_size(locked)}: {how}"
 
 
 def _lock_error(code, flags, need):
     """One sentence for each errno of mlockall(2): what failed, what it costs, what helps."""
-    cost = "memory may be paged out, which stalls for milliseconds"
     if code == errno.EPERM:
-        return f"mlockall: not permitted, RLIMIT_MEMLOCK is 0 and CAP_IPC_LOCK missing; {cost}; {remedy(need)}"
+        return f"mlockall: not permitted, RLIMIT_MEMLOCK is 0 and CAP_IPC_LOCK missing; {COST}; {remedy(need)}"
     if code == errno.ENOMEM:
-        return f"mlockall: over RLIMIT_MEMLOCK, {_size(need)} are needed at worst; {cost}; {remedy(need)}"
+        return f"mlockall: over RLIMIT_MEMLOCK, {_size(need)} are needed at worst; {COST}; {remedy(need)}"
     if code == errno.EAGAIN:
-        return (f"mlockall: not all pages could be had, physical memory is short; {cost}; free memory, raise the "
+        return (f"mlockall: not all pages could be had, physical memory is short; {COST}; free memory, raise the "
                 "container's memory limit, or configure fewer instruments")
     if code == errno.EINVAL and flags & MCL_ONFAULT:
-        return (f"mlockall: this kernel is older than 4.4 and knows no MCL_ONFAULT; {cost}; a newer kernel, or memory "
+        return (f"mlockall: this kernel is older than 4.4 and knows no MCL_ONFAULT; {COST}; a newer kernel, or memory "
                 "for the worst case")
     if code == errno.ENOSYS:
-        return f"mlockall: not in this kernel or sandbox; {cost}; run outside of it"
-    return (f"mlockall: {os.strerror(code)} (errno {code}); {cost}; a seccomp profile may forbid it: allow mlockall "
+        return f"mlockall: not in this kernel or sandbox; {COST}; run outside of it"
+    return (f"mlockall: {os.strerror(code)} (errno {code}); {COST}; a seccomp profile may forbid it: allow mlockall "
             "there")
 
 
@@ -174,12 +206,10 @@ def prefault(want_bytes, ballast, room=None):
     most = want_bytes
     if room.free is not None:
         most = min(most, room.free // 2)
-    if room.limit is not None and _status("VmLck"):
-        most = min(most, max(0, room.limit - room.used - STACK_MARGIN_BYTES))
     if most < MIB:
         return ("on", "nothing to touch") if want_bytes < MIB else ("failed", f"no room for {_size(want_bytes)}")
     before = resident_bytes()
-    blocks = [bytes(SMALL_BYTES - 48) for _ in range(most // 2 // SMALL_BYTES)]
+    blocks = [bytes(SMALL_BYTES - 80) for _ in range(most // 2 // SMALL_BYTES)]     # its head, and what -X dev adds
     ballast.objects += blocks[::ARENA_BYTES // SMALL_BYTES]
     del blocks
     block = bytearray(min(most // 2, MMAP_THRESHOLD - MIB))
@@ -206,6 +236,7 @@ class Collector:
         self._started_ns = 0
 
     def start(self):
+        self._threshold = gc.get_threshold()
         gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE_LIMIT, 5, 5)
@@ -222,7 +253,7 @@ class Collector:
         if self._watch in gc.callbacks:
             gc.callbacks.remove(self._watch)
             gc.unfreeze()
-            gc.set_threshold(700, 10, 10)
+            gc.set_threshold(*self._threshold)
 
     def _watch(self, phase, info):
         now_ns = steady_ns()
