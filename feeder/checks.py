@@ -33,6 +33,8 @@ MAX_IDLE_LATENCY_US = 10               # to wake from a C-state
 MIN_BACKLOG = 5000
 MIN_MEMBERSHIPS = 20                   # the kernel's default, IP_MAX_MEMBERSHIPS
 UDP_HEADERS_BYTES = 28                 # IPv4 and UDP
+NO_DELAY = "interrupts not delayed (rx-usecs 0, adaptive-rx off)"
+DELAY_COST = "a card that gathers packets adds 10 to 100 us to each"
 RING_SLOT_BYTES = 128                  # as in ring.py; a ring's head is nothing against its slots
 
 Row = namedtuple("Row", "name status found wanted cost commands")
@@ -41,8 +43,9 @@ Row = namedtuple("Row", "name status found wanted cost commands")
 class Patient:
     """All that is known: the host, what is configured for it, and what had to be asked beyond files."""
 
-    def __init__(self, config, host, build, *, clock=None, tls=None, reached=()):
+    def __init__(self, config, host, build, *, clock=None, tls=None, reached=(), offloads=None):
         self.config, self.host, self.build, self.clock = config, host, build, clock
+        self.offloads = offloads or (lambda name: None)      # a function like net.ethtool's
         self.tls, self.reached = tls, reached            # None: an interpreter without ssl; [(venue, [Reached, ...])]
         self.workers = config.hft.runtime.workers
         self.is_linux = host.kernel().system == "Linux"
@@ -131,6 +134,7 @@ def python(patient):
         ("development mode (-X dev): slower", build["development_mode"]),
         ("free-threaded: a single thread is slower, and nothing here gains", not build["gil"]),
         ("built without profile-guided optimization: 10-30% slower", build["optimized"] is False),
+        ("built without ctypes: no locking, no pinning", not build["ctypes"]),
         ("32 bits: large integers are slower", build["pointer_bits"] < 64)) if is_so]
     found = ", ".join((f"{build['implementation']} {build['version']}", "GIL" if build["gil"] else "free-threaded",
                        "debug" if build["debug"] else "no debug", "JIT" if build["jit"] else "no JIT",
@@ -384,10 +388,23 @@ def network_cards(patient):
                   (f"up, MTU {packet} or more" if sends else "up") + ", nothing dropped", bool(faults),
                   "; ".join(faults), commands, UNFIT if sends and not card.is_up else DEGRADED)
         if card.name != "lo":
-            yield row(f"offloads {card.name}", None, "interrupts not delayed (rx-usecs 0, adaptive-rx off)", None,
-                      "a card that gathers packets adds 10 to 100 us to each",
-                      look=[f"ethtool -c {card.name}; ethtool -k {card.name}", "# and where they are delayed",
-                            f"ethtool -C {card.name} adaptive-rx off rx-usecs 0"])
+            yield offloads(patient, card.name)
+
+
+def offloads(patient, name):
+    found = patient.offloads(name)
+    if found is None:
+        return row(f"offloads {name}", None, NO_DELAY, None, DELAY_COST, look=[f"ethtool -c {name}; ethtool -k {name}"])
+    known = (("GRO", found.gro), ("LRO", found.lro), ("adaptive delay", found.is_adaptive))
+    parts = [f"{label} {'on' if value else 'off'}" for label, value in known if value is not None]
+    parts += [] if found.rx_delay_us is None else [f"interrupts delayed {found.rx_delay_us} us"]
+    parts += [f"receive ring {found.rx_ring} of {found.rx_ring_max}"] if found.rx_ring_max else []
+    is_late, is_short = found.is_adaptive or found.rx_delay_us, (found.rx_ring or 0) < min(1024, found.rx_ring_max or 0)
+    return row(f"offloads {name}", ", ".join(parts), f"{NO_DELAY}, LRO off, a deep ring",
+               bool(is_late or found.lro or is_short), DELAY_COST + "; a short ring loses the end of a burst",
+               ([f"ethtool -C {name} adaptive-rx off rx-usecs 0"] if is_late else [])
+               + ([f"ethtool -K {name} lro off"] if found.lro else [])
+               + ([f"ethtool -G {name} rx {found.rx_ring_max}"] if is_short else []))
 
 
 def multicast(patient):

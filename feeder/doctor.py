@@ -15,8 +15,13 @@ import textwrap
 from feeder import config as configuration, report
 from feeder.checks import OK, UNKNOWN, WORST_FIRST, Patient, examine, verdict
 from feeder.host.facts import Host, cpus_text
-from feeder.host.timekeeping import read_clock
 from feeder.screen import Screen, printable
+
+
+try:
+    from feeder.host.timekeeping import read_clock
+except ImportError:                    # an interpreter that was built without ctypes
+    read_clock = None
 
 
 def python_build():
@@ -30,7 +35,8 @@ def python_build():
         "development_mode": sys.flags.dev_mode,
         "jit": jit.is_enabled() if jit else "--enable-experimental-jit" in arguments,
         "optimized": "--enable-optimizations" in arguments if arguments else None,
-        "pointer_bits": sys.maxsize.bit_length() + 1, "memfd": hasattr(os, "memfd_create")}
+        "pointer_bits": sys.maxsize.bit_length() + 1, "memfd": hasattr(os, "memfd_create"),
+        "ctypes": read_clock is not None}
 
 
 # -- output --------------------------------------------------------------------------------------------------
@@ -127,23 +133,23 @@ def configure(parser):
 
 
 def reach(config):
-    """Return (TlsStore or None, [(venue name, [Reached, ...]), ...])."""
+    """Return what the network tells, as keyword arguments of a Patient."""
     try:
-        from feeder.net.probe import Target, probe, tls_store as read_store
+        from feeder.net.ethtool import offloads
+        from feeder.net.probe import Target, probe, tls_store
     except ImportError:                # an interpreter that was built without ssl
-        return None, []
+        return {}
     targets = [(venue.name, Target(url, venue.proxy, venue.ca_file, venue.verify_tls))
                for venue in config.venues for url in (venue.websocket_url, venue.rest_url) if url]
     answers = {}
     for (name, _), answer in zip(targets, probe([target for _, target in targets])):
         answers.setdefault(name, []).append(answer)
-    return read_store(), list(answers.items())
+    return {"tls": tls_store(), "reached": list(answers.items()), "offloads": offloads}
 
 
 def main(args):
     config = configuration.from_arguments(args)
-    tls, reached = reach(config)
-    patient = Patient(config, Host(), python_build(), clock=read_clock(), tls=tls, reached=reached)
+    patient = Patient(config, Host(), python_build(), clock=read_clock and read_clock(), **reach(config))
     groups = examine(patient)
     if args.json:
         report.write(as_object(patient, groups), "-")

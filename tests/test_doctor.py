@@ -14,12 +14,14 @@ from feeder import checks, cli, config as configuration, doctor
 from feeder.checks import DEGRADED, OK, UNFIT, UNKNOWN, Patient, examine, verdict
 from feeder.host.facts import Host
 from feeder.host.timekeeping import Clock
+from feeder.net.ethtool import Offloads
 from feeder.net.probe import Reached, TlsStore
 from machines import MIB, build
 
 ROOT = Path(__file__).parent.parent
 BUILD = {"implementation": "cpython", "version": "3.11.7", "executable": "/opt/python/bin/python3.11", "gil": True,
-         "debug": False, "development_mode": False, "jit": False, "optimized": True, "pointer_bits": 64, "memfd": True}
+         "debug": False, "development_mode": False, "jit": False, "optimized": True, "pointer_bits": 64, "memfd": True,
+         "ctypes": True}
 TLS = TlsStore("OpenSSL 3.0.19", 144, ["/etc/ssl/certs"])
 KEPT = Clock(True, 12_000, 300)
 CRYPTO = str(ROOT / "config" / "feeder" / "crypto")
@@ -154,7 +156,8 @@ def only(tmp_path, name, files=None, **more):
     ({"version": "3.8.18"}, UNFIT, "3.8.18"), ({"debug": True}, DEGRADED, ", debug"),
     ({"gil": False}, DEGRADED, "free-threaded"), ({"optimized": False}, DEGRADED, "not optimized"),
     ({"optimized": None}, OK, "optimization unknown"), ({"jit": True}, OK, ", JIT"),
-    ({"pointer_bits": 32}, DEGRADED, "cpython"), ({"version": "3.14.0rc1"}, OK, "3.14.0rc1")])
+    ({"ctypes": False}, DEGRADED, "cpython"), ({"pointer_bits": 32}, DEGRADED, "cpython"),
+    ({"version": "3.14.0rc1"}, OK, "3.14.0rc1")])
 def test_python(tmp_path, change, status, text):
     found = only(tmp_path, "python", build={**BUILD, **change})
     assert found.status == status and text in found.found
@@ -238,6 +241,18 @@ def test_interfaces(tmp_path):
     assert only(tmp_path / "d", "card eth0", down).status == DEGRADED
 
 
+@pytest.mark.parametrize("found, status, command", [
+    (Offloads(True, False, 0, False, 4096, 4096), OK, None), (Offloads(True, None, None, None, None, None), OK, None),
+    (Offloads(True, False, 50, False, 256, 256), DEGRADED, "ethtool -C eth0 adaptive-rx off rx-usecs 0"),
+    (Offloads(True, False, 0, True, None, None), DEGRADED, "ethtool -C eth0 adaptive-rx off rx-usecs 0"),
+    (Offloads(False, True, 0, False, 4096, 4096), DEGRADED, "ethtool -K eth0 lro off"),
+    (Offloads(True, False, 0, False, 256, 8192), DEGRADED, "ethtool -G eth0 rx 8192"),
+    (None, UNKNOWN, "ethtool -c eth0; ethtool -k eth0")])
+def test_offloads(tmp_path, found, status, command):
+    row = only(tmp_path, "offloads eth0", offloads=lambda name: found)
+    assert row.status == status and row.commands == ([command] if command else [])
+
+
 def test_multicast_route(tmp_path):
     anywhere = changed("output.interface", "")
     found = only(tmp_path / "a", "multicast route", config=anywhere)
@@ -308,8 +323,9 @@ def test_this_host_as_text_and_as_json():
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become somebody else")
 def test_this_host_for_an_ordinary_user(tmp_path):
-    """In a process of its own, since rights that are dropped do not come back."""
-    code = ("import os, sys; from feeder import cli, doctor; import feeder.net.probe; doctor.python_build(); "
+    """In a process of its own, since rights that are dropped do not come back; once before, to import everything."""
+    code = ("import os, sys; from feeder import cli, doctor; import feeder.net.probe; out = sys.stdout; "
+            "sys.stdout = open(os.devnull, 'w'); cli.main(['doctor', '--json']); sys.stdout.close(); sys.stdout = out; "
             "os.setgroups([]); os.setgid(65534); os.setuid(65534); sys.exit(cli.main(['doctor', '--json']))")
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=str(ROOT), stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, text=True, timeout=60)
