@@ -217,7 +217,7 @@ def proc(pid, name):
 class Witnessed:
     """What the kernel said while a run went on, and its report."""
 
-    def __init__(self, prefix, python, arguments, seconds=4, limit=None):
+    def __init__(self, prefix, python, arguments, seconds=3, limit=None):
         command = [*prefix, python, "-m", "feeder", "run", "--seconds", str(seconds), "--report", "-", "--log", "",
                    "--rate", "500", *arguments]
 
@@ -233,7 +233,7 @@ class Witnessed:
                 lines = []
                 for line in child.stderr:
                     lines.append(line)
-                    if len(lines) < seconds - 1:
+                    if len(lines) < seconds:
                         self.ask(child.pid)
                 text = child.stdout.read()
                 assert child.wait(30) == 0, lines

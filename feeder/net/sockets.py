@@ -47,9 +47,10 @@ class SocketOptions:
 
 
 def request(sock, options, names):
-    """Ask for the options of these names ("receive", "send", "busy_poll_us", "priority", "dscp") that are not 0.
+    """Ask for the options of these names ("receive", "send", "busy_poll_us", "dscp", "priority") that are not 0.
 
-    Returns [(name, what the kernel gave, remedy or "")] of those asked for; each remedy is logged once.
+    In that order: IP_TOS sets the priority, too (ip(7)). Returns [(name, what the kernel gave, remedy or "")] of those
+    asked for; each remedy is logged once.
     """
     found = []
     for name in names:

@@ -197,7 +197,7 @@ class Stream:
         self.recv_buffer_bytes = request_buffer(self._socket, "receive", options.recv_buffer_bytes)
         self.send_buffer_bytes = request_buffer(self._socket, "send", options.send_buffer_bytes)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.no_delay)
-        request(self._socket, options, ("busy_poll_us", "priority", "dscp"))
+        request(self._socket, options, ("busy_poll_us", "dscp", "priority"))
 
     def _address_failed(self, text):
         self._failures.append(f"{self.peer}: {text}")

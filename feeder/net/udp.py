@@ -43,7 +43,7 @@ class PacketSender:
             self._socket.setblocking(False)
             self.send_buffer_bytes = request_buffer(self._socket, "send", send_buffer_bytes)
             if options is not None:
-                request(self._socket, options, ("priority", "dscp"))
+                request(self._socket, options, ("dscp", "priority"))
             if _is_multicast(group):
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, int(loopback))
