@@ -24,6 +24,8 @@ from .sockets import BUFFER_BYTES, LINUX, os_error_text, request, request_buffer
 log = logging.getLogger("feeder.net")
 
 IP_MULTICAST_ALL = 49        # ip(7), Linux; not in the socket module
+SO_MEMINFO = 55              # asm-generic/socket.h, since 4.12: an array of u32, sock_diag.h; the ninth counts drops
+MEMINFO = struct.Struct("9I")
 MAX_DATAGRAM_BYTES = 65_507  # a receive buffer of this size cuts nothing off
 
 
@@ -145,6 +147,18 @@ class PacketReceiver:
         try:
             return self._recv_into(buffer)
         except BlockingIOError:
+            return None
+
+    def kernel_drops(self):
+        """Return how many datagrams the kernel dropped as our buffer was full; None where it does not tell.
+
+        What is missing beyond these was lost before it came to this host.
+        """
+        if not LINUX:
+            return None
+        try:
+            return MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))[8]
+        except (OSError, struct.error):
             return None
 
     def fileno(self):
