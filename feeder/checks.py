@@ -14,6 +14,7 @@ from collections import namedtuple
 from feeder import config as configuration
 from feeder.host import cores as layout
 from feeder.host.facts import CAP_IPC_LOCK, CAP_NET_ADMIN, cpus_text
+from feeder.ring import ring_bytes
 
 OK, UNKNOWN, DEGRADED, UNFIT = "ok", "unknown", "degraded", "unfit"
 VERDICTS = {OK: ("ready", 0), UNKNOWN: ("ready", 0), DEGRADED: ("degraded", 1), UNFIT: ("unfit", 2)}
@@ -22,7 +23,7 @@ WORST_FIRST = (UNFIT, DEGRADED, UNKNOWN, OK)
 KIB, MIB = 1 << 10, 1 << 20
 OLDEST_KERNEL = (4, 18)                # the newest of what is used: UDP_SEGMENT
 OLDEST_PYTHON = (3, 9)
-ORDERED_MACHINES = ("x86_64", "amd64", "i386", "i686")       # plain stores stay in order; see ring
+ORDERED_MACHINES = ("x86_64", "amd64", "i386", "i686")       # as in supervise, which would load all of the feeder
 GOOD_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "riscv_clocksource", "timebase",
                "tod")                  # read without entering the kernel
 PTP_DAEMONS = ("ptp4l", "phc2sys", "timemaster")             # steer the clock without telling the kernel
@@ -35,7 +36,6 @@ MIN_MEMBERSHIPS = 20                   # the kernel's default, IP_MAX_MEMBERSHIP
 UDP_HEADERS_BYTES = 28                 # IPv4 and UDP
 NO_DELAY = "interrupts not delayed (rx-usecs 0, adaptive-rx off)"
 DELAY_COST = "a card that gathers packets adds 10 to 100 us to each"
-RING_SLOT_BYTES = 128                  # as in ring.py; a ring's head is nothing against its slots
 
 Row = namedtuple("Row", "name status found wanted cost commands")
 
@@ -43,14 +43,17 @@ Row = namedtuple("Row", "name status found wanted cost commands")
 class Patient:
     """All that is known: the host, what is configured for it, and what had to be asked beyond files."""
 
-    def __init__(self, config, host, build, *, clock=None, tls=None, reached=(), offloads=None):
+    def __init__(self, config, host, build, *, clock=None, tls=None, reached=(), offloads=None,
+                 force_rings=False):
         self.config, self.host, self.build, self.clock = config, host, build, clock
+        self.force_rings = force_rings
         self.offloads = offloads or (lambda name: None)      # a function like net.ethtool's
         self.tls, self.reached = tls, reached            # None: an interpreter without ssl; [(venue, [Reached, ...])]
-        self.workers = config.hft.runtime.workers
+        self.workers = min(config.hft.runtime.workers, max(len(venue.symbols) for venue in config.venues))
         self.is_linux = host.kernel().system == "Linux"
         self.is_ordered = host.machine.lower() in ORDERED_MACHINES
-        self.ring_bytes = config.hft.processing.ring_buffer_size * RING_SLOT_BYTES
+        self.ring_bytes = ring_bytes(config.hft.processing.ring_buffer_size,
+                                     sum(len(venue.symbols) for venue in config.venues))
         self.process_bytes = configuration.memory_bytes(config) + self.workers * self.ring_bytes
         self.memory_bytes = self.process_bytes + self.workers * configuration.INTERPRETER_BYTES
         output = config.output
@@ -61,7 +64,7 @@ class Patient:
             host.interface(route.interface) if route else None)
         topology = layout.topology_of(host, self.network.name if self.network else None)
         self.usable = topology.usable if topology else []
-        self.cores = layout.recommend(topology, self.is_ordered) if topology else None
+        self.cores = layout.recommend(topology, self.is_ordered or force_rings) if topology else None
         affinity = config.hft.cpu_affinity
         configured = [affinity.processor_core, *affinity.worker_cores] if affinity.enabled else []
         recommended = [self.cores.publisher, *self.cores.workers] if self.cores else []
@@ -146,12 +149,14 @@ def python(patient):
 
 
 def memory_order(patient):
-    return row("memory order", patient.host.machine + ("" if patient.is_ordered else
-                                                        ", weaker than x86's: rings are off unless forced"),
+    forced = patient.force_rings
+    weak = ", weaker than x86's: rings are " + ("FORCED" if forced else "off unless FEEDER_FORCE_RING=1")
+    return row("memory order", patient.host.machine + ("" if patient.is_ordered else weak),
                "x86, whose stores become visible in order, or workers 0",
                bool(patient.workers and not patient.is_ordered),
-               "no worker processes, everything runs in one",
-               ["# set runtime.workers to 0 in hft_config.json"])
+               "a record may be read before it is whole; rings end the run when they notice" if forced else
+               "`run` with workers refuses to start", ["# set runtime.workers to 0 in hft_config.json"],
+               DEGRADED if forced else UNFIT)
 
 
 # -- processors ----------------------------------------------------------------------------------------------

@@ -149,7 +149,8 @@ def reach(config):
 
 def main(args):
     config = configuration.from_arguments(args)
-    patient = Patient(config, Host(), python_build(), clock=read_clock and read_clock(), **reach(config))
+    patient = Patient(config, Host(), python_build(), clock=read_clock and read_clock(),
+                      force_rings=os.environ.get("FEEDER_FORCE_RING") == "1", **reach(config))
     groups = examine(patient)
     if args.json:
         report.write(as_object(patient, groups), "-")

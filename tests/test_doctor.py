@@ -16,6 +16,8 @@ from feeder.host.facts import Host
 from feeder.host.timekeeping import Clock
 from feeder.net.ethtool import Offloads
 from feeder.net.probe import Reached, TlsStore
+from feeder.ring import ring_bytes
+from feeder.supervise import ORDERED
 from machines import MIB, build
 
 ROOT = Path(__file__).parent.parent
@@ -163,12 +165,18 @@ def test_python(tmp_path, change, status, text):
     assert found.status == status and text in found.found
 
 
-@pytest.mark.parametrize("machine, status", [("x86_64", OK), ("AMD64", OK), ("aarch64", DEGRADED),
-                                             ("riscv64", DEGRADED)])
+@pytest.mark.parametrize("machine, status", [("x86_64", OK), ("AMD64", OK), ("aarch64", UNFIT), ("riscv64", UNFIT)])
 def test_memory_order(tmp_path, machine, status):
     assert only(tmp_path / "a", "memory order", machine=machine, config=changed("runtime.workers", 2)).status == status
+    forced = only(tmp_path / "c", "memory order", machine=machine, config=changed("runtime.workers", 2),
+                  force_rings=True)
+    assert forced.status == (OK if status == OK else DEGRADED)
     found = only(tmp_path / "b", "memory order", machine=machine)
     assert found.status == OK and (status == OK) == ("weaker" not in found.found)
+
+
+def test_machines_in_order_are_those_that_run_accepts():
+    assert checks.ORDERED_MACHINES == ORDERED
 
 
 @pytest.mark.parametrize("release, status", [("4.17.9", DEGRADED), ("4.18.0-553.el8.x86_64", OK), ("6.18", OK),
@@ -201,7 +209,7 @@ def test_memory_counts_every_process(tmp_path):
     alone = patient(tmp_path, machines.ready_vm())
     config = changed("runtime.workers", 4)
     several = patient(tmp_path, {}, config)
-    rings = 4 * 65_536 * checks.RING_SLOT_BYTES
+    rings = 4 * ring_bytes(65_536, 20)
     assert several.memory_bytes == alone.memory_bytes + rings + 4 * configuration.INTERPRETER_BYTES
     assert rows(several)["processors"].status == DEGRADED            # six wanted, two there
     files = {"proc/meminfo": f"MemTotal: {4 << 20} kB\nMemAvailable: 1024 kB\n"}
@@ -214,7 +222,7 @@ def test_shared_memory_counts_where_rings_have_names(tmp_path, monkeypatch):
     config = changed("runtime.workers", 4)
     assert only(tmp_path / "a", "/dev/shm", config=config).status == OK
     found = only(tmp_path / "b", "/dev/shm", config=config, build={**BUILD, "memfd": False})
-    assert found.status == UNFIT and found.commands[0] == "mount -o remount,size=64m /dev/shm"
+    assert found.status == UNFIT and found.commands[0] == "mount -o remount,size=66m /dev/shm"
     monkeypatch.setattr(Host, "shared_memory", lambda host: None)
     assert only(tmp_path / "c", "/dev/shm").status == UNKNOWN
 
