@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from support import PROJECT
@@ -190,14 +191,15 @@ def test_a_core_that_is_not_there_leaves_it_unpinned():
 
 # -- a whole run, and what the kernel says of it ---------------------------------------------------------------
 
-def without_capabilities():
-    """A command prefix that leaves no capability, and the interpreter that such a user may run."""
+def without_capabilities(keep=""):
+    """A command prefix that leaves no capability but those to `keep`, and the interpreter that such a user may run."""
     if os.geteuid() != 0:
         pytest.skip("not root: the test above ran without capabilities already")
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         pytest.skip("no setpriv here (util-linux)")
-    prefix = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", "--bounding-set=-all", "--inh-caps=-all"]
+    prefix = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", f"--bounding-set=-all{keep}",
+              f"--inh-caps=-all{keep}", f"--ambient-caps=-all{keep}"]
     # setpriv itself may still execute what the user may not, so the interpreter has to start itself once more.
     probe = ("import subprocess, sys, feeder; assert sys.version_info >= (3, 9); "
              "subprocess.run([sys.executable, '-c', ''], check=True)")
@@ -262,6 +264,18 @@ class Witnessed:
             self.sockets = []
 
 
+@pytest.fixture(scope="module")
+def runs():
+    """The runs of the tests below, all at once; each is a future, whose skip is raised where its result is asked."""
+    core = ["--core", str(some_cores()[0])]
+    with ThreadPoolExecutor(4) as pool:
+        yield {
+            "tuned": pool.submit(Witnessed, [], sys.executable, core),
+            "bare": pool.submit(lambda: Witnessed(*without_capabilities(), [*core, "--no-prefault"])),
+            "one": pool.submit(lambda: Witnessed(*without_capabilities(",+ipc_lock"), [])),
+            "baseline": pool.submit(Witnessed, [], sys.executable, ["--profile", "baseline"])}
+
+
 def judge(seen, core, others):
     """What must be so whatever the rights."""
     assert seen.report["books"]["live"] > 0 and seen.report["internal_errors"] == 0
@@ -302,9 +316,9 @@ def judge_buffers(seen):
 
 
 @linux
-def test_a_run_as_the_kernel_sees_it():
+def test_a_run_as_the_kernel_sees_it(runs):
     core, others = some_cores()
-    seen = Witnessed([], sys.executable, ["--core", str(core)])
+    seen = runs["tuned"].result()
     judge(seen, core, others)
     assert seen.slack == "1"
     judge_buffers(seen)
@@ -315,15 +329,24 @@ def test_a_run_as_the_kernel_sees_it():
 
 
 @linux
-def test_a_run_without_any_capability():
+def test_a_run_without_any_capability(runs):
     core, others = some_cores()
-    seen = Witnessed(*without_capabilities(), ["--core", str(core), "--no-prefault"])
+    seen = runs["bare"].result()
     judge(seen, core, others)
     judge_buffers(seen)
     assert int(seen.status["CapEff"].strip(), 16) == 0 and seen.status["Uid"].split()[0] == "65534"
     lock = seen.measures["lock"]
     if lock["state"] == FAILED:            # the usual limit is 8 MiB
         assert seen.vm_lck == 0 and "LimitMEMLOCK=infinity" in lock["evidence"] and "setcap" in lock["evidence"]
+
+
+@linux
+def test_one_capability_is_enough_to_lock_everything(runs):
+    """An ordinary user with CAP_IPC_LOCK alone, as AmbientCapabilities= of a systemd unit gives it."""
+    seen = runs["one"].result()
+    assert seen.status["Uid"].split()[0] == "65534" and int(seen.status["CapEff"], 16) == 1 << 14
+    assert seen.measures["lock"]["state"] == ON and seen.vm_lck > 20 << 10
+    assert seen.measures["prefault"]["state"] == ON
 
 
 @linux
@@ -345,8 +368,8 @@ def test_a_limit_that_is_too_low_or_enough(limit, state):
 
 
 @linux
-def test_a_run_of_baseline_is_left_alone():
-    seen = Witnessed([], sys.executable, ["--profile", "baseline"])
+def test_a_run_of_baseline_is_left_alone(runs):
+    seen = runs["baseline"].result()
     assert {row["state"] for row in seen.report["measures"]} == {OFF}
     assert seen.vm_lck == 0 and seen.comm.startswith("python") and not any("feeder" in name for name in seen.names)
     assert parse_cpus(seen.status["Cpus_allowed_list"].strip()) == sorted(os.sched_getaffinity(0))
