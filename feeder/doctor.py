@@ -27,6 +27,8 @@ except ImportError:                    # an interpreter that was built without c
 def python_build():
     """What kind of interpreter this is."""
     arguments = sysconfig.get_config_var("CONFIG_ARGS") or ""
+    # Debian records the arguments of another of its builds than the one it ships, which is optimized.
+    is_recorded = bool(arguments) and sys.base_prefix != "/usr"
     jit = getattr(sys, "_jit", None)             # 3.14; before, only the build tells
     return {
         "implementation": sys.implementation.name, "version": sys.version.split()[0],
@@ -34,7 +36,7 @@ def python_build():
         "gil": getattr(sys, "_is_gil_enabled", lambda: True)(), "debug": hasattr(sys, "gettotalrefcount"),
         "development_mode": sys.flags.dev_mode,
         "jit": jit.is_enabled() if jit else "--enable-experimental-jit" in arguments,
-        "optimized": "--enable-optimizations" in arguments if arguments else None,
+        "optimized": "--enable-optimizations" in arguments or (False if is_recorded else None),
         "pointer_bits": sys.maxsize.bit_length() + 1, "memfd": hasattr(os, "memfd_create"),
         "ctypes": read_clock is not None}
 

@@ -5,8 +5,10 @@ import ssl
 from contextlib import closing
 
 import pytest
+from net_peers import ConnectProxy, Peer, authority  # noqa: F401
 
 from feeder.clock import MILLISECOND, SECOND, steady_ns
+from feeder.net import server_tls_context
 from feeder.net.probe import Target, probe, tls_store
 
 
@@ -39,6 +41,28 @@ def test_through_a_proxy(server, closed):
     gone, mute = probe(targets, 300 * MILLISECOND)
     assert gone.proxy == f"127.0.0.1:{closed}" and "refused" in gone.error
     assert mute.proxy == f"127.0.0.1:{server}" and mute.error
+
+
+def test_tls_directly_and_through_a_proxy_and_without_trust(authority):  # noqa: F811
+    context, heard = server_tls_context(authority.certificate, authority.key), []
+
+    def serve(sock):
+        with context.wrap_socket(sock, server_side=True) as wrapped:
+            heard.append(wrapped.recv(100))
+
+    peer, proxy = Peer(serve), ConnectProxy()
+    url = f"wss://127.0.0.1:{peer.port}"
+    try:
+        answers = [probe([Target(url, *how)], 5 * SECOND)[0] for how in (
+            ("", authority.ca_file, True), (f"http://user:secret@127.0.0.1:{proxy.port}", authority.ca_file, True),
+            ("", "", True), ("", "", False))]
+    finally:
+        proxy.close()
+        peer.close()
+    assert [answer.error == "" for answer in answers] == [True, True, False, True]
+    assert answers[1].proxy == f"127.0.0.1:{proxy.port}" and proxy.requests[0].startswith(b"CONNECT 127.0.0.1:")
+    assert "certificate not accepted" in answers[2].error
+    assert set(heard) <= {b""}                               # not a byte was sent
 
 
 def test_a_target_that_cannot_even_be_tried(server, tmp_path):
