@@ -88,9 +88,9 @@ class Child:
             self.ready = self.was_ready = True
             self.supervisor.on_ready(self)
         elif "failed" in message:
-            log.error("%s: %s", self.name, message["failed"][1])
+            log.error("%s: %s", self.name, message["failed"])
             if not self.was_ready:          # it never worked: that is no accident to heal
-                self.supervisor.fail(*message["failed"])
+                self.supervisor.fail(message["failed"])
         else:
             self.vitals = message["process"]
             if "report" in message:
@@ -182,8 +182,8 @@ class Supervisor:
         for child in self.children:
             child.watch(now_ns)
 
-    def fail(self, code, text):
-        self.failure = (ConfigError if code == ConfigError.exit_code else HostError)(text)
+    def fail(self, text):
+        self.failure = HostError(text)
         self.loop.stop()
 
     # -- what people and programs are shown ------------------------------------------------------------------

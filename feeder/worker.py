@@ -6,7 +6,7 @@
 The first line on stdin is the job; the rings are descriptors that were inherited. Then messages go both ways, pipe.py:
 
     down       {"report": true}: the last figures, in full    {"end": true}, or the end of the pipe: end
-    up         ready, figures, report, log [level, logger, text], failed [exit code, text]
+    up         ready, figures, report, log [level, logger, text], failed text
 
 Nobody but the parent may end the pipe: a child whose parent died ends by itself.
 
@@ -228,7 +228,7 @@ def main():
             kind = Publish if job["index"] is None else Ingest
             kind(job, configuration.restore(job["config"]), stack).run()
         except FeederError as error:
-            say(1, {"failed": [error.exit_code, str(error)]})
+            say(1, {"failed": str(error)})
             return error.exit_code
         return 0
 
