@@ -24,6 +24,21 @@ def build(folder, files, system="Linux", machine="x86_64"):
     return Host(str(folder), system, machine)
 
 
+def spoil(host, files, random, rounds):
+    """Replace all files by rubbish: cut, doubled, noise, numbers out of bounds; yield after each round."""
+    for _ in range(rounds):
+        for path, text in files.items():
+            if isinstance(text, Link):
+                continue
+            with open(host.path(path), "wb") as file:
+                file.write(random.choice((
+                    b"", b"\0", b"-1", b"99999999999999999999999", b"\xff" * 9, b"a b c d e f g h i j\n" * 3, b":\n:",
+                    text.encode()[:random.randrange(len(text) + 1)], text.encode() * 2, text.upper().encode(),
+                    bytes(random.randrange(256) for _ in range(40)), text.replace("0", "x").encode(),
+                    text.replace("\t", " - ").encode(), text.encode(), text.encode(), text.encode())))
+        yield
+
+
 def status(cpus, capabilities="0000000000000000"):
     return f"Name:\tpython3\nCapInh:\t0000000000000000\nCapEff:\t{capabilities}\nCpus_allowed_list:\t{cpus}\n"
 

@@ -19,6 +19,7 @@ from feeder.net.probe import Reached, TlsStore
 from feeder.ring import ring_bytes
 from feeder.supervise import ORDERED
 from machines import MIB, build
+from support import dice
 
 ROOT = Path(__file__).parent.parent
 BUILD = {"implementation": "cpython", "version": "3.11.7", "executable": "/opt/python/bin/python3.11", "gil": True,
@@ -145,6 +146,18 @@ def test_a_quoted_word_is_never_broken():
     script = "printf '%s|' " + "\n".join(doctor.command_text(command))
     done = subprocess.run(["/bin/sh", "-c", script], stdout=subprocess.PIPE, text=True, timeout=30, check=True)
     assert done.stdout == 'sed|-i|s/a/' + "x " * 60 + '/|file|'
+
+
+@pytest.mark.parametrize("name", machines.ALL)
+def test_rubbish_in_every_file_is_survived(tmp_path, name):
+    files = machines.ALL[name]()
+    host = build(tmp_path, files)
+    for _ in machines.spoil(host, files, dice(11), 30):
+        for config in (configuration.builtin(), changed("runtime.workers", 3, "output.interface", "192.0.2.2")):
+            case = Patient(config, host, BUILD, clock=None, tls=TLS)
+            lines = doctor.as_text(case, examine(case))
+            assert all(line.isprintable() for line in lines)
+            json.dumps(doctor.as_object(case, examine(case)), allow_nan=False)
 
 
 # -- single rows ---------------------------------------------------------------------------------------------

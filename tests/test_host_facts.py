@@ -142,19 +142,8 @@ def test_nothing_at_all(tmp_path):
 @pytest.mark.parametrize("name", machines.ALL)
 def test_rubbish_never_raises(tmp_path, name):
     """Each file in turn cut, doubled, replaced by noise, a folder, or taken the rights from."""
-    random = dice(7)
-    files = machines.ALL[name]()
-    host = build(tmp_path, files)
-    for _ in range(12):
-        for path, text in files.items():
-            if isinstance(text, machines.Link):
-                continue
-            with open(host.path(path), "wb") as file:
-                file.write(random.choice((
-                    b"", b"\0", b"-1", b"99999999999999999999999", b"\xff" * 9, b"a b c d e f g h i j\n" * 3, b":\n:",
-                    text.encode()[:random.randrange(len(text) + 1)], text.encode() * 2, text.upper().encode(),
-                    bytes(random.randrange(256) for _ in range(40)), text.replace("0", "x").encode(),
-                    text.replace("\t", " - ").encode())))
+    host = build(tmp_path, machines.ALL[name]())
+    for _ in machines.spoil(host, machines.ALL[name](), dice(7), 12):
         ask_all(host)
 
 
