@@ -353,7 +353,8 @@ def udp(patient):
     return row("UDP drops", found if known else None,
                "fewer than one in a million dropped", lost > MAX_LOST * (received + lost),
                "a listener on this host was too slow or its buffer too small; `feeder listen` tells if it was ours",
-               sysctl("net.core.rmem_max", 4 * MIB))
+               sysctl("net.core.rmem_max", max(4 * MIB, 2 * (patient.host.sysctl("net.core.rmem_max") or 0)))
+               + ["# and raise the listener's buffer to it"])
 
 
 def network_cards(patient):

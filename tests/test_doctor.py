@@ -152,7 +152,7 @@ def test_a_quoted_word_is_never_broken():
 def test_rubbish_in_every_file_is_survived(tmp_path, name):
     files = machines.ALL[name]()
     host = build(tmp_path, files)
-    for _ in machines.spoil(host, files, dice(11), 30):
+    for _ in machines.spoil(host, files, dice(11), 8):
         for config in (configuration.builtin(), changed("runtime.workers", 3, "output.interface", "192.0.2.2")):
             case = Patient(config, host, BUILD, clock=None, tls=TLS)
             lines = doctor.as_text(case, examine(case))
