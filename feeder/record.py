@@ -28,9 +28,11 @@ HEAD = Struct("<HHIQqqq")                # type, side or reason or connected, in
 TRADE_RECORD = Struct("<HHIQqqqQqq")
 BBO_RECORD = Struct("<HHIQqqqqqqq")
 LEVELS_RECORD = Struct("<HHIQqqqII")
+TRADE_BODY, BBO_BODY, COUNTS = Struct("<Qqq"), Struct("<qqqq"), Struct("<II")
 DEFINE_BODY = Struct("<bbbbHH")          # decimals, exponents, bytes of tick and lot text behind it
 assert (HEAD.size, TRADE_RECORD.size, BBO_RECORD.size, LEVELS_RECORD.size) == (40, 64, 72, 48)
 BODY = HEAD.size
+assert [BODY + body.size for body in (TRADE_BODY, BBO_BODY, COUNTS)] == [64, 72, 48]
 HEAL_SLOTS_PART = 2                      # lost instruments come back when one slot in so many is free
 MAX_TEXT_BYTES = 64
 
@@ -76,40 +78,44 @@ class RecordWriter:
     def write_levels(self, kind, instrument, sequence, event_ns, recv_ns, bids, asks):
         number = instrument.instrument_id
         count = len(bids) + len(asks)
-        at = self.claim(number, 48 + 8 * count, recv_ns)
+        at = None if number in self.lost else self.ring.claim(48 + 8 * count)
         if at is None:
-            return
+            return self.lose(number, recv_ns)
         try:
             LEVELS_RECORD.pack_into(self.buffer, at, kind, 0, number, sequence, event_ns, recv_ns, self.received_ns,
                                     len(bids), len(asks))
             levels_struct(count).pack_into(self.buffer, at + 48, *bids, *asks)
         except struct_error:
             return self.on_lost(instrument, "range", recv_ns)
-        self.commit(number)
+        self.ring.commit()
+        self.records += 1
+        self.active.add(number)
 
     def trade(self, instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         number = instrument.instrument_id
-        at = self.claim(number, 64, recv_ns)
+        at = None if number in self.lost else self.ring.claim(64)
         if at is None:
-            return
+            return self.lose(number, recv_ns)
         TRADE_RECORD.pack_into(self.buffer, at, TRADE, side, number, sequence, event_ns, recv_ns, self.received_ns,
                                trade_id, price, quantity)
-        self.commit(number)
+        self.ring.commit()
+        self.records += 1
+        self.active.add(number)
 
     def bbo(self, instrument, sequence, event_ns, recv_ns, bid_price, bid_quantity, ask_price, ask_quantity):
         number = instrument.instrument_id
-        at = self.claim(number, 72, recv_ns)
+        at = None if number in self.lost else self.ring.claim(72)
         if at is None:
-            return
+            return self.lose(number, recv_ns)
         BBO_RECORD.pack_into(self.buffer, at, BBO, 0, number, sequence, event_ns, recv_ns, self.received_ns,
                              bid_price, bid_quantity, ask_price, ask_quantity)
-        self.commit(number)
+        self.ring.commit()
+        self.records += 1
+        self.active.add(number)
 
     def stale(self, instrument, reason, recv_ns):
         number = instrument.instrument_id
-        if number in self.lost:
-            self.dropped += 1            # heal says it
-        elif not self.write_head(STALE, REASON_CODES[reason], number, 0, recv_ns):
+        if number in self.lost or not self.write_head(STALE, REASON_CODES[reason], number, 0, recv_ns):
             self.lose(number, recv_ns)
 
     def venue_status(self, venue, connected, reason, recv_ns):
@@ -130,24 +136,12 @@ class RecordWriter:
 
     # -- room ------------------------------------------------------------------------------------------------
 
-    def claim(self, number, size, recv_ns):
-        if number in self.lost:
-            self.dropped += 1
-            return None
-        at = self.ring.claim(size)
-        if at is None:
-            self.lose(number, recv_ns)
-        return at
-
-    def commit(self, number):
-        self.ring.commit()
-        self.active.add(number)
-        self.records += 1
-
     def lose(self, number, recv_ns):
+        """A record could not be written, perhaps not the first one of this instrument."""
         self.dropped += 1
-        self.losses += 1
-        self.lost[number] = recv_ns
+        if number not in self.lost:
+            self.losses += 1
+            self.lost[number] = recv_ns
 
     def heal(self):
         """Where there is room again, have the lost instruments start over. The wiring calls it now and then."""
@@ -176,9 +170,7 @@ class RecordWriter:
 
     def write_definition(self, instrument):
         number = instrument.instrument_id
-        if number in self.lost:
-            self.dropped += 1
-        elif not self.put_definition(instrument):
+        if number in self.lost or not self.put_definition(instrument):
             self.lose(number, 0)
 
     def put_definition(self, instrument):
@@ -232,14 +224,13 @@ class RecordReader:
             if instrument is None or kind == DEFINE or kind == VENUE or kind == START:
                 self.rare(kind, extra, number, recv_ns, at, size)
             elif kind == BBO:
-                sink.bbo(instrument, sequence, event_ns, recv_ns, *self.longs[at + 40 >> 3:at + 72 >> 3])
+                sink.bbo(instrument, sequence, event_ns, recv_ns, *BBO_BODY.unpack_from(buffer, at + 40))
             elif kind == TRADE:
-                trade_id, price, quantity = TRADE_RECORD.unpack_from(buffer, at)[7:]
-                sink.trade(instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, extra)
+                sink.trade(instrument, sequence, event_ns, recv_ns, *TRADE_BODY.unpack_from(buffer, at + 40), extra)
             elif kind == STALE:
                 sink.stale(instrument, REASONS[extra], recv_ns)
             elif kind == INCREMENT or kind == SNAPSHOT:
-                bid_count, ask_count = LEVELS_RECORD.unpack_from(buffer, at)[7:]
+                bid_count, ask_count = COUNTS.unpack_from(buffer, at + 40)
                 if size != 48 + 8 * (bid_count + ask_count):
                     raise ValueError(f"levels record of {size} bytes for {bid_count} and {ask_count} numbers")
                 first = at + 48 >> 3

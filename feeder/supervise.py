@@ -51,7 +51,7 @@ class Child:
         self.rings = rings
         self.process = self.reader = self.writer = None
         self.pause_ns = RESTART_FIRST_NS    # before the next start
-        self.starts = 0
+        self.starts = self.asked = 0        # lives so far; the one that was asked for a report
         self.ready = self.was_ready = False
         self.started_ns = self.heard_ns = 0
         self.figures = self.report = self.vitals = None      # the last it told
@@ -215,12 +215,16 @@ class Supervisor:
         if self.failure is not None:
             raise self.failure
         for child in self.children:
-            child.report = None
-            if child.ready:
-                child.writer.send({"report": True}, important=True)
+            child.report, child.asked = None, 0
         give_up_ns = clock.steady_ns() + REPORT_NS
-        while any(child.ready and child.report is None for child in self.children) and clock.steady_ns() < give_up_ns:
+        while any(child.report is None for child in self.children) and clock.steady_ns() < give_up_ns:
+            for child in self.children:
+                if child.ready and child.asked != child.starts:      # once in each life: one may just be starting
+                    child.asked = child.starts
+                    child.writer.send({"report": True}, important=True)
             self.loop.run_once(20 * clock.MILLISECOND)
+            if self.failure is not None:
+                raise self.failure
         reports = [child.report for child in self.children]
         missing = [child.name for child in self.children if child.report is None]
         if missing:

@@ -38,7 +38,8 @@ log = logging.getLogger("feeder.worker")
 
 POLL_NS = 5 * clock.MILLISECOND            # how often a worker looks at its resync words
 WATCH_NS = 100 * clock.MILLISECOND         # how often the publisher looks whether the writers live
-NAP_NS = 50 * clock.MICROSECOND            # of an idle publisher that sleeps; the kernel adds its timer slack
+NAP_NS = 50 * clock.MICROSECOND            # of an idle publisher that sleeps: a quarter of a processor
+LONG_NAP_NS, WAKEFUL_ROUNDS = 500 * clock.MICROSECOND, 200      # once so many rounds, some 20 ms, brought nothing: 5 %
 BATCH = 256                                # records of one ring before the next one has its turn
 
 
@@ -135,7 +136,7 @@ class Ingest(Process):
     def more(self):
         sink = self.sink
         return {"ring": {"records": sink.records, "dropped": sink.dropped, "losses": sink.losses,
-                         "fill": self.ring.fill()}}
+                         "fill": self.ring.fill(), "reader_alive": shm.is_alive(*self.ring.reader())}}
 
     def run(self):
         self.loop.run()
@@ -178,7 +179,8 @@ class Publish(Process):
         """A worker's connections to a venue came or went; the venue is connected when all workers are."""
         self.connected[venue, index] = connected
         everywhere = all(state for (name, _), state in self.connected.items() if name == venue)
-        self.publisher.venue_status(venue, everywhere, reason, recv_ns)
+        if everywhere or not connected:
+            self.publisher.venue_status(venue, everywhere, reason, recv_ns)
 
     def watch(self):
         """Find writers that died: what they had is not live any more."""
@@ -196,7 +198,8 @@ class Publish(Process):
 
     def run(self):
         loop, encoder, publisher, readers = self.loop, self.encoder, self.publisher, self.readers
-        nap_s = NAP_NS / clock.SECOND if self.config.hft.runtime.idle == "sleep" else 0
+        naps = self.config.hft.runtime.idle == "sleep"
+        empty_rounds = 0
         while not self.ending:
             count = 0
             for reader in readers:
@@ -210,8 +213,9 @@ class Publish(Process):
                 encoder.flush()
                 publisher.received_ns = 0
             loop.run_once(0)
-            if not count and nap_s:
-                clock.sleep(nap_s)
+            empty_rounds = 0 if count else empty_rounds + 1
+            if naps and empty_rounds:
+                clock.sleep((NAP_NS if empty_rounds < WAKEFUL_ROUNDS else LONG_NAP_NS) / clock.SECOND)
         self.half.end()
 
     def more(self):
