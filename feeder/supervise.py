@@ -51,10 +51,12 @@ class Child:
         self.rings = rings
         self.process = self.reader = self.writer = None
         self.pause_ns = RESTART_FIRST_NS    # before the next start
+        self.pid = 0                        # of the last life
         self.starts = self.asked = 0        # lives so far; the one that was asked for a report
         self.ready = self.was_ready = False
         self.started_ns = self.heard_ns = 0
-        self.figures = self.report = self.vitals = None      # the last it told
+        self.figures = self.vitals = None   # the last it told
+        self.report = None                  # the same in full, once it was asked
 
     def start(self):
         supervisor = self.supervisor
@@ -67,6 +69,7 @@ class Child:
             pass_fds=self.rings, start_new_session=True,     # Ctrl-C is for the parent, who then ends us in order
             env=dict(os.environ, PYTHONPATH=path))
         self.starts += 1
+        self.pid = self.process.pid
         self.ready = False
         self.started_ns = self.heard_ns = clock.steady_ns()
         self.reader = LineReader(supervisor.loop, self.process.stdout.fileno(), self.on_message, self.on_end)
@@ -91,12 +94,10 @@ class Child:
             log.error("%s: %s", self.name, message["failed"])
             if not self.was_ready:          # it never worked: that is no accident to heal
                 self.supervisor.fail(message["failed"])
+        elif "report" in message:
+            self.report = message["report"], message["process"]
         else:
-            self.vitals = message["process"]
-            if "report" in message:
-                self.figures = self.report = message["report"]
-            else:
-                self.figures = message["figures"]
+            self.figures, self.vitals = message["figures"], message["process"]
 
     def on_end(self):
         """Its pipe has ended, so it has, or it is to."""
@@ -225,15 +226,14 @@ class Supervisor:
             self.loop.run_once(20 * clock.MILLISECOND)
             if self.failure is not None:
                 raise self.failure
-        reports = [child.report for child in self.children]
         missing = [child.name for child in self.children if child.report is None]
         if missing:
             raise HostError(f"no report from {', '.join(missing)}: not running, or not within "
                             f"{REPORT_NS / clock.SECOND:.0f} s; the log tells more")
-        processes = {child.name: child.vitals for child in self.children}
-        result = self.status.report(reports[0], reduce(added, reports[1:]),
-                                    dict(processes, supervise=self.vitals.report()))
-        result["processes"] = {child.name: dict(child.vitals, starts=child.starts, pid=child.process and child.process.pid)
+        output, *inputs = (child.report[0] for child in self.children)
+        processes = {child.name: child.report[1] for child in self.children}
+        result = self.status.report(output, reduce(added, inputs), dict(processes, supervise=self.vitals.report()))
+        result["processes"] = {child.name: dict(processes[child.name], starts=child.starts, pid=child.pid)
                                for child in self.children}
         return result
 

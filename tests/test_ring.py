@@ -406,5 +406,11 @@ def test_a_writer_killed_at_random_long(shared):
     killed_at_random(shared, 300, 4)
 
 
+def test_the_bench_of_hops_checks_its_answer():
+    from feeder.bench import ring_round      # not above: the other process starts from this file, too
+    hops, words, rate = ring_round(300)
+    assert hops.count == words.count == 300 and hops.negative == words.negative == 0 and rate > 0
+
+
 if __name__ == "__main__":
     other(sys.argv[1], *map(int, sys.argv[2:]))

@@ -181,12 +181,16 @@ def rig(workers=2, symbols=SYMBOLS[:3], **keys):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_all_books_are_the_true_ones(workers):
     with rig(workers, SYMBOLS) as made:
+        assert "starting" in made.run.line() and made.run.screen(os.terminal_size((80, 24)))
         made.start()
         made.spin(2)
-        line = made.run.line()
+        line, screen = made.run.line(), made.run.screen(os.terminal_size((120, 60)))
         levels = made.settle()
         report = made.finish(restarts=0)
         assert "20 live" in line and "RESTARTS" not in line
+        assert sum("live" in text for text in screen) >= 21 and len(screen) < 60
+        assert [name for name in ("publish", "worker-0", "supervise") if any(
+            text.startswith(name + " ") for text in screen)] == ["publish", "worker-0", "supervise"]
         assert report["books"] == {"live": 20, "syncing": 0, "stale": 0}
         assert report["gaps"] == report["resyncs"] == 0 and report["latency_ns"]["count"] > 100
         assert [row["symbol"] for row in report["instruments"]] == list(SYMBOLS) * 2       # the ids, over all workers
