@@ -74,7 +74,7 @@ SCHEMA = tuple(Key(*row) for row in (
      "freeze: the collector leaves start-up objects alone and runs seldom; default: as Python has it"),
     ("hft", "memory.malloc", "bool", True, None, "keep freed memory instead of returning it to the kernel (glibc)"),
     ("hft", "scheduling.fifo_priority", "int", 0, (0, 99), "SCHED_FIFO priority of the publishing thread; 0: off"),
-    ("hft", "scheduling.nice", "int", 0, (-20, 19), "nice value of the process; 0 leaves it"),
+    ("hft", "scheduling.nice", "int", 0, (-20, 19), "nice value of the publishing thread and those it starts; 0 leaves it"),
     ("hft", "scheduling.timer_slack_ns", "int", 1, (0, 1_000_000_000),
      "how late the kernel may end a timed wait; 0 leaves it"),
     ("hft", "sockets.buffers", "bool", True, None, "ask for the socket buffers configured; false: the kernel's own"),

@@ -256,7 +256,7 @@ class Witnessed:
         self.comm = proc(pid, "comm").strip()
         with open(f"/proc/{pid}/timerslack_ns") as file:
             self.slack = file.read().strip()
-        self.stacks = proc(pid, "maps")
+        self.maps = proc(pid, "maps")
         if shutil.which("ss"):
             self.sockets = subprocess.run(["ss", "-tunamOp"], stdout=subprocess.PIPE, text=True).stdout
             self.sockets = [line for line in self.sockets.splitlines() if f"pid={pid}," in line]
@@ -285,6 +285,9 @@ def judge(seen, core, others):
     assert seen.helpers and {tuple(parse_cpus(text)) for text in seen.helpers.values()} == {tuple(others)}
     for name in ("pin", "names", "malloc", "timer-slack", "gc", "thread-stack", "switch-interval"):
         assert seen.measures[name]["state"] in (ON, SKIPPED), seen.measures[name]
+    spans = [line.split()[0].split("-") for line in seen.maps.splitlines() if " rw-p " in line]
+    sizes = [int(last, 16) - int(first, 16) for first, last in spans]
+    assert sum(abs(size - (3 << 20)) < 1 << 16 for size in sizes) >= 2        # of four stacks; neighbours may be merged
     usage = seen.report["usage"]
     assert usage["process"]["major_faults"] >= 0 and usage["per_minute"]["involuntary_switches"] >= 0
 

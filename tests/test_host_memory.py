@@ -115,6 +115,29 @@ def test_growth_near_the_limit_is_let_go_before_it_can_fail(kernel):
     assert unlimited.watch() is None
 
 
+REAL_LOCK = """
+import mmap, sys
+from feeder.host.libc import load
+from feeder.host.memory import Lock, _status
+class Room:
+    limit, used, free = None, 0, {free}
+print(Lock(load(), Room()).take(1 << 20)[0])
+before = _status("VmLck"), _status("VmRSS")
+with mmap.mmap(-1, 64 << 20) as block:
+    print(_status("VmLck") - before[0] >> 20, _status("VmRSS") - before[1] >> 20)
+"""
+
+
+@pytest.mark.skipif(load() is None, reason="no Linux here, or no such libc")
+@pytest.mark.parametrize("free, state, resident", [(None, "on", 64), (0, "partly", 0)])
+def test_future_memory_is_there_at_once_or_as_it_is_touched(free, state, resident):
+    """The kernel's own word for MCL_FUTURE and MCL_ONFAULT: a mapping of 64 MiB counts as locked in both cases."""
+    if Room().limit is not None:
+        pytest.skip("RLIMIT_MEMLOCK concerns us: not root, or a user namespace")
+    found, locked, grown = run_script(REAL_LOCK.format(free=free))
+    assert (found, locked) == (state, "64") and abs(int(grown) - resident) <= 1
+
+
 # -- what limits it --------------------------------------------------------------------------------------------
 
 def tree(root, **files):

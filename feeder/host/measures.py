@@ -15,6 +15,7 @@ here on sockets that are opened for it and closed again.
 """
 
 import logging
+import os
 import sys
 import threading
 from collections import namedtuple
@@ -257,7 +258,7 @@ class Measures:
                     "read back")
 
     def _fifo(self, value):
-        if not hasattr(cpu.os, "SCHED_FIFO"):
+        if not hasattr(os, "SCHED_FIFO"):
             return self._no_libc()
         self._later(cpu.set_ordinary)
         cpu.set_fifo(value)
@@ -266,7 +267,7 @@ class Measures:
             "; it spins, so the kernel takes 5 % of its core back (sched_rt_runtime_us)" if spins else "")
 
     def _nice(self, value):
-        if not hasattr(cpu.os, "setpriority"):
+        if not hasattr(os, "setpriority"):
             return self._no_libc()
         cpu.set_nice(value)
         return ON, f"{value}, read back"
