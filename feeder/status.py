@@ -8,6 +8,7 @@ from feeder.counter import Rate
 from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
 from feeder.screen import Column, size_text, table, time_text
 
+MIN_RATE_NS = 250 * clock.MILLISECOND         # figures of other processes come by jerks: no rates over less
 STATES = [STATE_NAMES[state] for state in (LIVE, SYNCING, STALE)]
 VENUE_COLUMNS = [Column(*each) for each in (
     ("venue", "<", 0), ("up", ">", 1), ("instruments", ">", 5), ("updates/s", ">", 2), ("live", ">", 0),
@@ -45,15 +46,20 @@ class Status:
         for name, text in output["faults"].items():
             row = input["venues"][name]["row"] if name in input["venues"] else {}
             row["last_error"] = row.get("last_error") or text
+        now_ns = clock.steady_ns()
+        if not self.rates or now_ns - self.rates["packets"].at_ns >= MIN_RATE_NS:
+            self.update_rates(now_ns)
+        self.ever_live |= self.states()["live"] > 0
+
+    def update_rates(self, now_ns):
+        output, input = self.output, self.input
         totals = {"packets": output["packets"], "bytes": output["bytes"],
                   **{name: venue["messages"] for name, venue in input["venues"].items()}}
-        now_ns = clock.steady_ns()
         for name, total in totals.items():
             rate = self.rates.setdefault(name, Rate(self.started_ns))
             if total < rate.total:                   # the process that counts was started anew
-                rate.total = 0
+                rate.total = total
             rate.update(now_ns, total)
-        self.ever_live |= self.states()["live"] > 0
 
     def states(self):
         """Return {state: how many books}."""
