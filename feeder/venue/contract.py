@@ -28,6 +28,11 @@ Line = namedtuple("Line", "path streams")
 # One REST request: `path` behind the venue's REST URL and what it costs of the venue's budget.
 Request = namedtuple("Request", "path weight")
 
+# What the configuration has to know of a venue to judge and plan it; from the venues' documents.
+#   routes: channels that may share a connection      snapshot_weights: (up to this many levels, request weight)
+#   symbol: pattern of a symbol                       defaults: of the venue's configuration keys
+VenueFacts = namedtuple("VenueFacts", "routes depth_intervals_ms snapshot_limits snapshot_weights symbol defaults")
+
 # What a message's place in the sequence means for a book at `sequence`.
 OLD, NEXT, GAP = "old", "next", "gap"
 
@@ -69,7 +74,7 @@ class Venue:
     """
 
     name = None
-    snapshots_by_rest = True
+    facts = None                      # VenueFacts; None for a dialect that is for replay only
 
     def __init__(self, sink, instruments, discover=False, depth=20):
         self.sink = sink
