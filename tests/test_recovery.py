@@ -381,6 +381,26 @@ def test_define_scales_a_snapshot_that_waits(rule):
 
 
 @both_procedures
+@pytest.mark.parametrize("early", [False, True])
+def test_define_that_pushes_what_waits_out_of_64_bits_starts_over(rule, early):
+    recorder, orders = Recorder(), []
+    recovery = Recovery(RULES[rule], recorder, lambda *order: orders.append(order))
+    coin = Instrument(0, rule, "COIN0")
+    recovery.define(coin, 1, 1)
+    if early:
+        recovery.snapshot(coin, 5, 1, 2, [99, 5], [105, 10**10])
+    else:
+        recovery.depth(coin, 5, 6, 4, 1, 2, [], [105, 10**10])
+    coin.quantity_decimals = 12
+    coin.rescale()
+    recovery.define(coin, 1, 10**12)
+    recovery.depth(coin, 7, 7, 6, 1, 2, [99, 5], [])
+    assert len(orders) == 1 and recovery.links[0].state == SYNCING
+    recovery.snapshot(coin, 7, 1, 2, [99, 7], [])
+    assert ("snapshot", "COIN0", 7, 1, 2, [99, 7], []) in recorder.take() and recovery.links[0].state == LIVE
+
+
+@both_procedures
 @pytest.mark.parametrize("culprit", ["snapshot", "increment"])
 def test_a_sink_that_gives_up_in_the_middle(desk, culprit):
     """The publisher finds a crossed book while recovery is handing over a snapshot or its buffer."""
