@@ -133,7 +133,8 @@ class Run:
         shown = self.update_rates()
         p50, p99 = shown.percentiles((50, 99))
         return {"seconds": f"{(clock.steady_ns() - self.started_ns) / clock.SECOND:,.0f} s",
-                "latency": f"p50 {time_text(p50)}, p99 {time_text(p99)}, max {time_text(shown.max)}",
+                "latency": (f"p50 {time_text(p50)}, p99 {time_text(p99)}, max {time_text(shown.max)}" if shown.max
+                            else "none yet"),
                 "packets": f"{self.rates['packets'].per_second:,.0f} packets/s",
                 "memory": size_text(resident_bytes()), "not_sent": self.sender.dropped + self.sender.errors}
 
