@@ -221,8 +221,8 @@ class Feed:
     def diff(self, bids=(), asks=()):
         self.sequence += 1
         levels = '"b":[%s],"a":[%s]' % tuple(",".join('["%s","%s"]' % level for level in side) for side in (bids, asks))
-        text = ('{"stream":"xyzbtc@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"XYZBTC","U":%d,"u":%d,%s}}'
-                % (self.sequence, self.sequence, levels))
+        text = ('{"stream":"xyzbtc@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"XYZBTC",'
+                '"U":%d,"u":%d,%s}}' % (self.sequence, self.sequence, levels))
         return self.pipeline.decode(self.venue, text.encode(), 5)[1]
 
     def snapshot(self, bids=(), asks=()):
@@ -252,7 +252,8 @@ def test_more_than_eight_decimals_change_the_exponent_and_lose_no_digit():
     assert feed.heard() == (LIVE, [(Decimal("0.0000001234567"), 3), (Decimal("0.00000012"), 1000)],
                             [(Decimal("0.00000014"), 5)], (-13, -8))
     entry, = feed.pipeline.publisher.entries
-    assert entry.epoch == 2 and feed.receiver.errors == {} and feed.pipeline.recoveries["binance_spot"].links[0].gaps == 0
+    assert entry.epoch == 2 and feed.receiver.errors == {}
+    assert feed.pipeline.recoveries["binance_spot"].links[0].gaps == 0
     assert feed.diff([("0.0000001234567", "0.000000000001")]) is None
     assert feed.heard()[1][0] == (Decimal("0.0000001234567"), Decimal("0.000000000001"))
     assert feed.heard()[3] == (-13, -12)
@@ -301,6 +302,20 @@ def test_decimals_that_the_book_cannot_follow_make_it_stale_not_wrong(price, qua
     assert feed.receiver.errors == {}
 
 
+def test_a_snapshot_that_cannot_be_read_is_ordered_again():
+    feed = Feed()
+    feed.diff([("0.5", "1.0")])
+    instrument = feed.pipeline.instruments.all[0]
+    for number, body in enumerate((b"<html>", b'{"code":-1003,"msg":"Too many requests"}',
+                                   b'{"lastUpdateId":101,"bids":[["-1","1"]],"asks":[]}'), 1):
+        assert feed.orders == number
+        assert feed.pipeline.decode_snapshot(feed.venue, instrument, body, 5) is not None
+        feed.diff([("0.5", "1.0")])
+        feed.diff([("0.5", "2.0")])
+    assert feed.pipeline.bad_messages == {"binance_spot": 3} and feed.heard()[0] != LIVE
+    assert feed.snapshot([("0.5", "2.0")]) is None and feed.heard()[0] == LIVE
+
+
 # -- anything at all ----------------------------------------------------------------------------------------
 
 
@@ -308,7 +323,8 @@ def storms_of_garbage(name, count, seed):
     """Many short ones: a message of many decimals may end an instrument for good, since its prices fit no more."""
     rng = dice(seed)
     streams = [messages for messages in samples(name).values()]
-    refused, packets, snapshots = map(sum, zip(*(storm_of_garbage(name, 250, rng, streams) for _ in range(count // 250))))
+    results = [storm_of_garbage(name, 250, rng, streams) for _ in range(count // 250)]
+    refused, packets, snapshots = map(sum, zip(*results))
     print(f"{name}: {count} messages, {refused} refused, {packets} packets, {snapshots} snapshots")
     assert refused > count / 4 and snapshots > count / 250
 
