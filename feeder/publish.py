@@ -55,6 +55,8 @@ class Publisher:
         entry = self.entries[instrument.instrument_id]
         if entry is None:
             entry = self.entries[instrument.instrument_id] = Entry(instrument)
+        elif not price_scale * quantity_scale:
+            entry.book.snapshot([], [])
         elif price_scale != 1 or quantity_scale != 1:
             if all(instrument.fits(side, price_scale, quantity_scale) for side in entry.book.top()):
                 entry.book.rescale(price_scale, quantity_scale)

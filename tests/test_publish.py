@@ -8,6 +8,7 @@ from support import BINANCE, dice
 from test_venue_binance import samples
 
 from feeder import packet
+from feeder.errors import RangeError
 from feeder.fixed import INT64_MAX, to_text
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE, REASON_CODES, STALE, SYNCING
@@ -375,3 +376,31 @@ def test_garbage_stops_nothing(name):
 @pytest.mark.parametrize("name", BINANCE)
 def test_garbage_stops_nothing_long(name, seed):
     storms_of_garbage(name, 12_500, seed=700 + seed)
+
+
+def test_one_message_with_too_many_decimals_does_not_kill_its_instrument():
+    """It widens the instrument until normal numbers do not fit; then it is STALE, narrowed, and live after a resync."""
+    pipeline = Pipeline(lambda datagram: None, lambda: 1, session=1)
+    venue = pipeline.venue("binance_spot", discover=True)
+
+    def diff(first, last, price="61837.64000000"):
+        text = ('{"stream":"btcusdt@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"BTCUSDT","U":%d,"u":%d,'
+                '"b":[["%s","1.50000000"]],"a":[]}}' % (first, last, price))
+        return pipeline.decode(venue, text.encode(), 1)[1]
+
+    def snapshot(last):
+        text = '{"lastUpdateId":%d,"bids":[["61837.00000000","1.00000000"]],"asks":[["61839.00000000","1.00000000"]]}' % last
+        return pipeline.decode_snapshot(venue, pipeline.instruments.all[0], text.encode(), 1)
+
+    assert diff(1, 2) is None and snapshot(2) is None
+    entry = pipeline.publisher.entries[0]
+    assert entry.state == LIVE
+    diff(3, 3, "0.000000000000000001")
+    instrument = pipeline.instruments.all[0]
+    assert instrument.price_decimals == 18
+    assert isinstance(diff(4, 4), RangeError)
+    assert (entry.state, entry.reason, instrument.price_decimals) == (STALE, "range", 8)
+    assert diff(5, 5) is None and snapshot(5) is None and diff(6, 6) is None
+    assert entry.state == LIVE
+    assert entry.book.top() == ([6183764000000, 150000000, 6183700000000, 100000000], [6183900000000, 100000000])
+    assert instrument.price_exponent == -8

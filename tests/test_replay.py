@@ -109,6 +109,14 @@ def test_a_second_file_starts_its_instruments_anew(tmp_path):
     assert row["resync_reasons"] == {"disconnect": 1}
 
 
+def test_the_report_shows_an_instrument_as_its_last_file_left_it(tmp_path):
+    bitcoin = written(tmp_path / "btc.jsonl", diff(1), book(1), diff(2))
+    ether = written(tmp_path / "eth.jsonl", diff(1, symbol="ETHUSDT"), book(1, "ETHUSDT"))
+    rows = replayed(bitcoin, ether)["instruments"]
+    assert [(row["symbol"], row["state"], row["last_sequence"], row["resyncs"]) for row in rows] == [
+        ("BTCUSDT", "live", 2, 0), ("ETHUSDT", "live", 1, 0)]
+
+
 def test_speed_of():
     assert speed_of("max") is None and speed_of("1x") == 1 and speed_of("2.5x") == 2.5 and speed_of("10") == 10
     for text in ("", "x", "fast", "0", "0x", "-1x", "nan", "inf", "1e9x", "1xx"):

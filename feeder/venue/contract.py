@@ -13,7 +13,7 @@ from collections import Counter, namedtuple
 
 from feeder import fixed
 from feeder.errors import NumberError, PrecisionError, RangeError, VenueError
-from feeder.instrument import SYMBOL_BYTES, Instrument
+from feeder.instrument import SYMBOL_BYTES, WIRE_EXPONENT, Instrument
 
 MAX_COUNTED_KINDS = 64
 MAX_SHOWN = 200                # characters of a payload in an error
@@ -179,6 +179,10 @@ class Venue:
                 numbers = [fixed.parse(text, decimals) for text in texts]
         except (PrecisionError, RangeError) as error:
             self.sink.stale(instrument, "precision" if isinstance(error, PrecisionError) else "range", 0)
+            needed = max(printed, *map(fixed.decimals_of, texts))
+            if needed < known:                # one odd message had made the decimals too many for all others
+                setattr(instrument, what + "_exponent", WIRE_EXPONENT)
+                self.rescale(instrument, what, needed, 0)
             raise
         if numbers:
             if min(numbers) < 0:
@@ -193,7 +197,9 @@ class Venue:
 
     def widen(self, instrument, what, decimals):
         """Give the instrument more decimals and tell everybody behind us what to multiply by."""
-        scale = 10 ** (decimals - getattr(instrument, what + "_decimals"))
+        self.rescale(instrument, what, decimals, 10 ** (decimals - getattr(instrument, what + "_decimals")))
+
+    def rescale(self, instrument, what, decimals, scale):
         setattr(instrument, what + "_decimals", decimals)
         instrument.rescale()
         self.forget(instrument)
