@@ -22,12 +22,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support import PROJECT, book_decimals, decimals, dice
+from support import PROJECT, book_decimals, dice
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.errors import HostError
-from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
+from feeder.message import LIVE, STALE
 from feeder.net import PacketReceiver
 from feeder.packet import ALL_INSTRUMENTS, LAST, SNAPSHOT, Bbo, Book, Status, Trade
 from feeder.receiver import Receiver
@@ -140,14 +140,14 @@ class Truth:
         return (quote[0] * tick, quote[1] * lot), (quote[2] * tick, quote[3] * lot)
 
     def check(self):
-        """The diffs alone, applied to the first book, make the books of the market: the oracle is not itself in error."""
+        """The diffs alone, applied to the first book, make the books of the market: no error of the oracle."""
         for (name, symbol), (bids, asks) in self.models.items():
             listing = self.twin.venues[name].source.listings[symbol]
             assert (bids, asks) == (dict(listing.bids.levels()), dict(listing.asks.levels())), (name, symbol)
 
 
 class Witness:
-    """A listener on the wire. With a truth, it judges all that is published as live; what is `wrong` is kept as text."""
+    """A listener on the wire. With a truth, it judges all that is published as live; `wrong` says what was not."""
 
     def __init__(self, output):
         self.loop = self.truth = None
@@ -278,7 +278,7 @@ class Rig:
         return self.twin.book(instrument.venue, instrument.symbol)
 
     def settle(self):
-        """Pause the market, wait until all of it has come through, compare every book in full; return how many levels."""
+        """Pause the market, wait until all of it has come through, compare every book in full; return the levels."""
         self.until(self.live)
         self.twin.pause()
         return self.compare(self.true_book)
@@ -335,7 +335,8 @@ def rig(symbols=SYMBOLS[:3], twin=True, rate=1_500, levels=100, **keys):
 def run_beside_a_child(seconds, rate):
     """20 instruments over both venues at full depth: books, listener, counts."""
     with ExitStack() as stack:
-        child = stack.enter_context(spawn(["--seed", SEED, "--rate", rate, "--symbols", len(SYMBOLS), "--levels", 1000]))
+        child = stack.enter_context(spawn([
+            "--seed", SEED, "--rate", rate, "--symbols", len(SYMBOLS), "--levels", 1000]))
         config = made_config(SYMBOLS, snapshot_limit=1000)
         for venue in config.venues:
             assert child.info[venue.name]["symbols"] == venue.symbols
@@ -357,8 +358,9 @@ def run_beside_a_child(seconds, rate):
             assert decoders["likely"] > 0.98 * (decoders["likely"] + decoders["unlikely"])
         assert len(made.entries) == 20 and report["gaps"] == report["resyncs"] == 0
         print(f"{report['messages']:,} messages in {report['seconds']:.1f} s ({report['messages_per_second']:,}/s), "
-              f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, {levels:,} levels equal, "
-              f"latency {report['latency_ns']}, forgiven {[each['forgiven'] for each in status.values()]}")
+              f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, "
+              f"{levels:,} levels equal, latency {report['latency_ns']}, "
+              f"forgiven {[each['forgiven'] for each in status.values()]}")
         return report
 
 
@@ -501,7 +503,8 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks i
 class Command:
     """`python3 -X dev -W error -m feeder run ...`; nothing but what the command means may appear on stderr."""
 
-    def __init__(self, folder, *words, interpreter=(sys.executable,), package=PROJECT, stdout=subprocess.PIPE, **environ):
+    def __init__(self, folder, *words, interpreter=(sys.executable,), package=PROJECT, stdout=subprocess.PIPE,
+                 **environ):
         self.process = subprocess.Popen(
             [*interpreter, "-X", "dev", "-W", "error", "-m", "feeder", "run", *map(str, words)], cwd=str(folder),
             env=dict(os.environ, PYTHONPATH=str(package), PYTHONUNBUFFERED="1", **environ), stdin=subprocess.DEVNULL,
@@ -724,8 +727,9 @@ def ordinary_interpreter():
         return None
     for python in ("/usr/bin/python3", sys.executable):
         words = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps", "-all", python]
-        if subprocess.run([*words, "-c", "import sys, ssl; assert sys.version_info >= (3, 9)"], cwd="/",
-                          stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0:
+        tried = subprocess.run([*words, "-c", "import sys, ssl; assert sys.version_info >= (3, 9)"], cwd="/",
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if tried.returncode == 0:
             return words
     return None
 
@@ -757,7 +761,7 @@ def test_the_copied_folder_alone_works_for_an_ordinary_user():
 
 
 def paintings(text):
-    """What stood on the terminal after each repaint: lists of lines. (The terminal adds a return to each line's end.)"""
+    """What stood on the terminal after each repaint: lists of lines. (A terminal puts a return before a newline.)"""
     return [re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", part.partition("\x1b[J")[0]).replace("\r\r\n", "\n").split("\n")
             for part in text.split("\x1b[H")[1:]]
 
@@ -805,3 +809,23 @@ def test_the_live_screen_fits_every_size_and_gives_the_terminal_back(tmp_path):
         os.close(terminal)
     assert (code, err) == (0, "")
     assert text.count("\x1b[?1049h") == text.count("\x1b[?1049l") == 1 and text.count("\x1b[?25h") == 1
+
+
+@linux
+def test_a_reader_that_went_away_ends_it_and_is_no_fault(tmp_path):
+    """`feeder run | head -1`, and a report that nobody reads."""
+    command = Command(tmp_path, "--log", "run.log")
+    command.wait_for("1 s: ")
+    child = command.child()
+    command.process.stdout.close()
+    with command.process.stderr:
+        err = command.process.stderr.read()
+    assert (command.process.wait(20), err) == (0, "")
+    command.guard.cancel()
+    assert not os.path.exists(f"/proc/{child}")
+    command = Command(tmp_path, "--log", "run.log", "--seconds", 1, "--report", "-")
+    command.process.stdout.close()
+    with command.process.stderr:
+        err = command.process.stderr.read()
+    assert command.process.wait(20) == 0 and "Error" not in err and "fault" not in err
+    command.guard.cancel()
