@@ -480,6 +480,27 @@ def test_a_snapshot_in_flight_when_the_line_is_lost_makes_nothing_live():
         assert made.pipeline.recoveries[SPOT].links[0].gaps == 1
 
 
+def test_a_snapshot_that_fails_after_its_line_was_lost_waits_for_the_stream(monkeypatch):
+    monkeypatch.setattr(ingest, "SNAPSHOT_RETRY_FIRST_NS", MILLISECOND)
+    with market() as (made, venue):
+        venue.answers.append((500, b"", ()))
+        venue.stub.on_upgrade = lambda link: False       # from now on nobody gets in
+        venue.step(skip=1)
+        made.until(lambda: made.feed.snapshots.running == 1)
+        venue.stub.links[0].stream.abort()
+        made.until(lambda: made.feed.snapshots.failed == 1)
+        orders = len(venue.orders())
+        made.spin(0.2)
+        assert len(venue.orders()) == orders and made.states() == [STALE]
+        venue.stub.on_upgrade = lambda link: None
+        for link in venue.stub.links[1:]:
+            link.stream.abort()
+        made.until(lambda: made.feed.lines[0].connected)
+        venue.step()
+        made.until(made.live)
+        assert len(venue.orders()) == orders + 1
+
+
 def test_an_early_snapshot_that_is_too_old_is_replaced():
     with market() as (made, venue):
         venue.step(skip=1)

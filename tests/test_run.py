@@ -474,7 +474,7 @@ def storm(seconds, seed):
             done[kind] += 1
             made.spin(rng.random())
         made.twin.inject(Fault("disconnect"))
-        made.spin(2)
+        made.spin(1)
         made.until(made.live, 60)
         for venue in made.twin.venues.values():
             venue.rest_faults.clear()
@@ -486,7 +486,7 @@ def storm(seconds, seed):
 
 
 def test_a_storm_of_faults():
-    storm(3, 5)
+    storm(2, 5)
 
 
 @pytest.mark.stress
@@ -747,7 +747,7 @@ def test_the_copied_folder_alone_works_for_an_ordinary_user():
         for each, *_ in os.walk(folder):
             os.chmod(each, 0o755)
         os.chmod(home, 0o777)
-        code, out, err = ended(home, "--seconds", 2, "--report", "report.json", interpreter=interpreter, package=folder,
+        code, out, err = ended(home, "--seconds", 1, "--report", "report.json", interpreter=interpreter, package=folder,
                                PYTHONDONTWRITEBYTECODE="1", HOME=str(home))
         assert (code, err) == (0, "")
         assert json.loads((home / "report.json").read_text())["books"]["live"] == 20
