@@ -8,24 +8,30 @@ far the repeats lay apart. Every bench checks its answer. The recordings are use
     fixed      decimal text to int and back            decode     payload to calls on a sink
     book       increments into a book                  packet     calls to datagrams in memory
     frame      WebSocket frames out of received bytes  pipeline   payload to datagram in memory, one a message
+    ring       from one spinning process to another: a call on the writer to the call on the reader's sink
 """
 
+import contextlib
 import gc
 import hashlib
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from struct import Struct
 
-from feeder import __version__, capture, clock, fixed, report
+from feeder import __version__, capture, clock, fixed, report, shm
 from feeder.book import Book
 from feeder.counter import Histogram
 from feeder.errors import ConfigError, FeederError
+from feeder.instrument import Instrument
 from feeder.message import LIVE
 from feeder.packet import Encoder
 from feeder.pipeline import Pipeline
+from feeder.record import RecordReader, RecordWriter
+from feeder.ring import Ring, form, ring_bytes
 from feeder.screen import time_text
 from feeder.venue.binance import BinanceSpot
 from feeder.venue.contract import Instruments
@@ -362,8 +368,133 @@ def latencies(payloads, state):
     return histogram.summary()
 
 
+RING_SLOTS, RING_ROOM, RING_SPINS = 65_536, 64, 100_000
+WORDS_BYTES, ANSWER_AT = 4096, 32               # the reference: two words, far apart
+
+
+def bench_ring(traffic, repeats):
+    """A process of its own writes; this one reads. Hops one at a time, then records as fast as they go."""
+    if not hasattr(os, "sched_yield"):
+        return                                  # workers are POSIX only
+    count = 20_000 if repeats == REPEATS else 1_000
+    hops, words, rates, p50s = Histogram(), Histogram(), [], []
+    for _ in range(repeats):
+        hop, word, rate = ring_round(count)
+        hops.merge(hop)
+        words.merge(word)
+        rates.append(rate)
+        p50s.append(hop.percentile(50) / max(1, word.percentile(50)))
+    p50s.sort()
+    own_ns, reference_ns = hops.percentile(50), words.percentile(50)
+    spread = (p50s[-1] - p50s[0]) / p50s[len(p50s) // 2]
+    yield {"bench": "ring", "scenario": "hop of a trade, both sides spin, p50", "count": count, "unit": "message",
+           "ns": own_ns, "reference": "hop of one word in shared memory", "reference_ns": reference_ns,
+           "ratio": round(own_ns / max(1, reference_ns), 3), "best_ratio": round(p50s[0], 3), "spread": round(spread, 3),
+           "noisy": spread > NOISY_SPREAD, "per_second": round(statistics.median(rates)),
+           "latency_ns": hops.summary(), "reference_latency_ns": words.summary()}
+
+
+def ring_round(count):
+    """Return (Histogram of hops through a ring, of hops by a word, records a second through the ring)."""
+    with contextlib.ExitStack() as stack:
+        segments = [shm.create(size) for size in (ring_bytes(RING_SLOTS, 1), WORDS_BYTES)]
+        for segment in segments:
+            stack.callback(segment.close)
+        form(segments[0].buffer, RING_SLOTS, 1)
+        ring = Ring(segments[0].buffer)
+        stack.callback(ring.close)
+        words = stack.enter_context(memoryview(segments[1].buffer).cast("Q"))
+        package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+        path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
+        fds = [segment.fd for segment in segments]
+        child = subprocess.Popen([sys.executable, "-m", "feeder.bench", *map(str, (*fds, count))], pass_fds=fds,
+                                 env=dict(os.environ, PYTHONPATH=path))
+        stack.callback(child.wait)
+        stack.callback(child.kill)
+        return read_hops(ring, words, count, child.poll)
+
+
+def read_hops(ring, words, count, poll):
+    stopwatch_ns = clock.stopwatch_ns
+
+    def look():
+        """Called once in a while of spinning: has the writer died?"""
+        if poll():
+            raise BenchError(f"ring: the writing process ended with exit code {poll()}")
+        return 0
+    by_word, last = Histogram(), 0
+    for _ in range(count):
+        spins = 0
+        while words[0] == last:
+            spins += 1
+            if spins > RING_SPINS:
+                spins = look()
+        now_ns = stopwatch_ns()
+        last = words[0]
+        by_word.add(now_ns - last)
+        words[ANSWER_AT] = last
+
+    class Sink(NoSink):
+        received_ns = 0
+        hops = Histogram()
+        trades = 0
+
+        def trade(self, instrument, sequence, *more):
+            self.hops.add(stopwatch_ns() - self.received_ns)
+            if sequence != self.trades:
+                raise BenchError(f"ring: trade {sequence} where {self.trades} should be")
+            self.trades += 1
+            self.received_ns = 0
+        start_over = NoSink.define
+    sink = Sink()
+    reader = RecordReader(ring, sink, {0: Instrument(0, "venue", "SYMBOL")}, NoSink().define)
+
+    def drain(stop):
+        spins = 0
+        while sink.trades < stop:
+            if not reader.drain():
+                spins += 1
+                if spins > RING_SPINS:
+                    spins = look()
+    drain(count)
+    hops, sink.hops = sink.hops, Histogram()
+    drain(count + 1)
+    start_ns = stopwatch_ns()
+    drain(11 * count)
+    return hops, by_word, (10 * count - 1) * clock.SECOND / (stopwatch_ns() - start_ns)
+
+
+def write_hops(ring_fd, words_fd, count):
+    """The other process: `count` words, `count` trades, each answered before the next; then ten times as many at once."""
+    segments = [shm.Segment(fd) for fd in (ring_fd, words_fd)]
+    ring = Ring(segments[0].buffer)
+    ring.write(*shm.identity())
+    stopwatch_ns = clock.stopwatch_ns
+    words = memoryview(segments[1].buffer).cast("Q")
+    for _ in range(count):
+        words[0] = sent_ns = stopwatch_ns()
+        while words[ANSWER_AT] != sent_ns:
+            pass
+    instrument = Instrument(0, "venue", "SYMBOL")
+    writer = RecordWriter(ring, None)
+    writer.start()
+    writer.define(instrument, 1, 1)
+    trade, fill = writer.trade, ring.fill
+    for number in range(count):
+        while fill():
+            pass
+        writer.received_ns = stopwatch_ns()
+        trade(instrument, number, 0, 0, number, 6183764000000, 100000, 1)
+    for number in range(count, 11 * count):
+        if number % RING_ROOM == 0:
+            while ring.free_slots() < RING_ROOM:
+                pass
+        trade(instrument, number, 0, 0, number, 6183764000000, 100000, 1)
+    os._exit(0)                                 # the mappings are the kernel's to clear
+
+
 BENCHES = {"fixed": bench_fixed, "frame": bench_frame, "decode": bench_decode, "book": bench_book,
-           "packet": bench_packet, "pipeline": bench_pipeline}
+           "packet": bench_packet, "pipeline": bench_pipeline, "ring": bench_ring}
 
 
 # -- the command -----------------------------------------------------------------------------------------------
@@ -401,6 +532,9 @@ def main(args):
             shown = ", ".join(f"{name} {time_text(row['latency_ns'][name])}"
                               for name in ("p50", "p90", "p99", "p999", "max"))
             print(f"{row['bench']} {row['scenario']}, single messages: {shown}", file=out)
+        if "reference_latency_ns" in row:
+            latency = row["reference_latency_ns"]
+            print(f"  reference: p50 {time_text(latency['p50'])}, p99 {time_text(latency['p99'])}", file=out)
     references = dict.fromkeys(f"{row['bench']}: {row['reference']}" for row in rows)
     print("references   " + "; ".join(references), file=out)
     if args.json:
@@ -419,3 +553,7 @@ def processor():
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+if __name__ == "__main__":
+    write_hops(*map(int, sys.argv[1:]))

@@ -15,6 +15,7 @@ COMMANDS = {
     "venue": ("feeder.twin.command", "a venue on this machine, for trying, testing and proving a set-up"),
     "replay": ("feeder.replay", "run recordings through decoders, recovery and books"),
     "check-config": ("feeder.config", "validate the configuration and say what would be done"),
+    "doctor": ("feeder.doctor", "is this host ready, and what to ask its administrator for"),
     "bench": ("feeder.bench", "measure the machines against stated references"),
 }
 

@@ -61,8 +61,24 @@ class Processing(Section):
     __slots__ = names_below("hft", "processing.")
 
 
+class Memory(Section):
+    __slots__ = names_below("hft", "memory.")
+
+
+class Scheduling(Section):
+    __slots__ = names_below("hft", "scheduling.")
+
+
+class Sockets(Section):
+    __slots__ = names_below("hft", "sockets.")
+
+
+class Runtime(Section):
+    __slots__ = names_below("hft", "runtime.")
+
+
 class Hft(Section):
-    __slots__ = ("cpu_affinity", "processing")
+    __slots__ = ("cpu_affinity", "processing", "memory", "scheduling", "sockets", "runtime")
 
 
 class Output(Section):
@@ -237,8 +253,10 @@ class _Reader:
             if accepts(key.kind, value, key.bounds):
                 return value.rstrip("/") if key.kind == "url" else value
             return self.problem(key.path, _show(value), _wanted(key.kind, key.bounds, value))
-        if type(value) is not list or not value:
-            return self.problem(key.path, _show(value), expected(key.kind, key.bounds) + ", and not empty")
+        may_be_empty = key.default == []
+        if type(value) is not list or not (value or may_be_empty):
+            return self.problem(key.path, _show(value), expected(key.kind, key.bounds)
+                                + ("" if may_be_empty else ", and not empty"))
         good, kind = {}, LISTS[key.kind]
         for index, item in enumerate(value):
             place = f"{key.path}[{index}]"
@@ -318,10 +336,59 @@ class _Reader:
         return Config(
             venues=[VenueConfig(name=values.pop("venue"), **dict(values, symbols=list(values["symbols"])))
                     for values in map(dict, venues)],
-            hft=Hft(cpu_affinity=part(CpuAffinity, "cpu_affinity."), processing=part(Processing, "processing.")),
+            hft=Hft(cpu_affinity=part(CpuAffinity, "cpu_affinity."), processing=part(Processing, "processing."),
+                    memory=part(Memory, "memory."), scheduling=part(Scheduling, "scheduling."),
+                    sockets=part(Sockets, "sockets."), runtime=part(Runtime, "runtime.")),
             output=part(Output, "output."), log=part(Log, "log."), source=source,
             names={(values["venue"], symbol): mapping.get((values["venue"], symbol)) or common_name(symbol)
                    for values in venues for symbol in values["symbols"]})
+
+
+# One configuration, several processes: each is told all of it and takes its share.
+
+def dump(config):
+    """Return the Config as a JSON-ready dict, for another process to `restore`."""
+    def value(path):
+        section, name = path.rsplit(".", 1)
+        return getattr(getattr(config if section in config.__slots__ else config.hft, section), name)
+    venues = [dict(venue.as_dict(), venue=venue.name) for venue in config.venues]
+    for values in venues:
+        del values["name"]
+    return {"venues": venues, "hft": {key.path: value(key.path) for key in SCHEMA if key.file == "hft"},
+            "names": [[*key, name] for key, name in config.names.items()], "source": config.source}
+
+
+def restore(values):
+    """Return the Config that was dumped."""
+    names = {(venue, symbol): name for venue, symbol, name in values["names"]}
+    return _Reader().assemble(values["venues"], values["hft"], names, values["source"])
+
+
+def instrument_ids(config):
+    """Return {(venue, symbol): id}, dense from 0 over all venues: the same in each process."""
+    symbols = [(venue.name, symbol) for venue in config.venues for symbol in venue.symbols]
+    return {key: number for number, key in enumerate(symbols)}
+
+
+def shares(config, count):
+    """Divide the configuration among `count` ingest processes; return a Config for each.
+
+    Every venue's symbols are dealt out in turn, and its budgets are divided as its symbols are, since the venue
+    counts what comes from one address.
+    """
+    configs = []
+    for index in range(count):
+        venues = []
+        for venue in config.venues:
+            symbols = venue.symbols[index::count]
+            if symbols:
+                part = VenueConfig(**venue.as_dict())
+                part.symbols = symbols
+                for budget in ("snapshot_weight_per_minute", "connects_per_5_minutes"):
+                    setattr(part, budget, max(1, getattr(venue, budget) * len(symbols) // len(venue.symbols)))
+                venues.append(part)
+        configs.append(Config(**dict(config.as_dict(), venues=venues)))
+    return configs
 
 
 def _error(problems):
@@ -412,7 +479,7 @@ def plan(config):
             "snapshot_seconds": round(60 * weight * snapshots / venue.snapshot_weight_per_minute, 1)})
     return {"valid": True, "source": config.source, "venues": venues, "memory_bytes": memory_bytes(config),
             "output": config.output.as_dict(), "log": config.log.as_dict(),
-            "cpu_affinity": config.hft.cpu_affinity.as_dict(), "processing": config.hft.processing.as_dict()}
+            **{name: section.as_dict() for name, section in config.hft.as_dict().items()}}
 
 
 INTERPRETER_BYTES = 40 * (1 << 20)     # CPython with the package imported and its ordinary buffers

@@ -90,7 +90,7 @@ class LineConnection:
             self.bytes_before += self.stream.bytes_in
         self.stream = connect(
             feed.loop, url.hostname, port, tls=feed.tls if secure else None, proxy=feed.proxy,
-            options=SocketOptions(recv_buffer_bytes=feed.config.recv_buffer_bytes),
+            options=feed.options,
             on_open=self.on_open, on_data=self.on_first_data, on_close=self.on_close)
 
     def on_open(self, stream):
@@ -143,8 +143,8 @@ class LineConnection:
     def on_data(self, stream, data, recv_ns):
         feed = self.feed
         websocket = self.websocket
-        pipeline = feed.pipeline
-        pipeline.received_ns = clock.stopwatch_ns()
+        sink = feed.pipeline.sink
+        sink.received_ns = clock.stopwatch_ns()
         decode = feed.venue.decode
         has_data, ending = False, None
         for opcode, payload in websocket.receive(data):
@@ -161,7 +161,7 @@ class LineConnection:
             elif opcode == CLOSE:
                 ending = VenueError(f"closed by the venue: {payload[0]} {payload[1]}".rstrip())
         feed.flush()
-        pipeline.received_ns = 0
+        sink.received_ns = 0
         outgoing = websocket.take_outgoing()
         if outgoing:
             stream.write(outgoing)
@@ -208,7 +208,7 @@ class LineConnection:
         self.texts.clear()
         if feed.closing:
             return
-        feed.pipeline.received_ns = 0         # where a handler failed half-way
+        feed.pipeline.sink.received_ns = 0    # where a handler failed half-way
         log.warning("%s: connection lost: %s", self.name, error or "closed by the peer")
         feed.last_error = str(error or "closed by the peer")
         if was_connected:
@@ -322,17 +322,22 @@ def retry_after_ns(headers):
 
 
 class Feed:
-    """One venue's whole input. Args: loop; pipeline; config (a VenueConfig); names {(venue, symbol): common name}."""
+    """One venue's whole input.
 
-    def __init__(self, loop, pipeline, config, names, rng=None):
+    Args: loop; pipeline; config (a VenueConfig); names {(venue, symbol): common name}; options (SocketOptions of its
+    connections).
+    """
+
+    def __init__(self, loop, pipeline, config, names, rng=None, options=None):
         self.loop = loop
         self.pipeline = pipeline
         self.config = config
         self.name = config.name
         self.random = rng or random.Random()
+        self.options = options or SocketOptions(recv_buffer_bytes=config.recv_buffer_bytes)
         self.limited = Limited(log, 10)
         self.closing = False
-        self.flush = pipeline.encoder.flush
+        self.flush = pipeline.sink.flush
         self.disconnects = self.silences = self.venue_errors = 0
         self.last_error = ""
         self.request_id = 1
@@ -385,6 +390,7 @@ class Feed:
                     self.unknown_symbols.append(instrument.symbol)
                     continue
                 instrument.tick, instrument.lot = known[instrument.symbol]      # told in the next refresh round
+                self.recovery.define(instrument, 1, 1)
         except FeederError as error:
             self.last_error = f"instrument list: {error}"
             log.warning("%s: no instrument list, ticks are learned from the data; asking again in %g s: %s",
@@ -405,8 +411,7 @@ class Feed:
                       self.config.first_data_deadline_s, ", ".join(instrument.symbol for instrument in silent))
 
     def has_data(self, instrument):
-        entry = self.pipeline.publisher.entries[instrument.instrument_id]
-        return bool(entry.events or entry.trades or entry.bbos or self.recovery.link(instrument).flowing)
+        return self.pipeline.sink.seen(instrument) or self.recovery.link(instrument).flowing
 
     def bad_message(self, error):
         self.pipeline.bad_messages[self.name] += 1
@@ -414,8 +419,8 @@ class Feed:
         self.limited.warning("bad message", "%s", error)
 
     def line_changed(self, line, recv_ns):
-        self.pipeline.publisher.venue_status(self.name, all(each.connected for each in self.lines),
-                                             "none" if line.connected else "disconnect", recv_ns)
+        self.pipeline.sink.venue_status(self.name, all(each.connected for each in self.lines),
+                                        "none" if line.connected else "disconnect", recv_ns)
         self.flush()
 
     def row(self):

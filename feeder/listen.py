@@ -9,7 +9,6 @@ Prices leave here as decimal text by their instrument's definition; what has no 
 
 import argparse
 import json
-import os
 import sys
 
 from feeder.clock import SECOND, steady_ns, wall_ns
@@ -110,7 +109,7 @@ class Monitor:
         self.loop = Loop()
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.started_ns = self.stopped_ns = steady_ns()
-        self.drops = kernel_drops(self.socket.fileno())
+        self.drops = self.socket.kernel_drops()
         self.rates = {name: Rate(self.started_ns) for name in ("packets", "bytes", "messages", *self.heard.by_type)}
         self.gaps_named = 0
 
@@ -134,7 +133,7 @@ class Monitor:
         finally:
             self.stopped_ns = steady_ns()
             loop.unregister(self.socket)
-            self.drops = kernel_drops(self.socket.fileno())
+            self.drops = self.socket.kernel_drops()
             self.heard.tick(wall_ns())
 
     def on_readable(self):
@@ -185,7 +184,7 @@ class Monitor:
         now_ns = steady_ns()
         heard = self.heard
         heard.tick(wall_ns())
-        self.drops = kernel_drops(self.socket.fileno())
+        self.drops = self.socket.kernel_drops()
         for name, total in (("packets", heard.packets), ("bytes", heard.bytes), ("messages", heard.messages),
                             *heard.by_type.items()):
             self.rates[name].update(now_ns, total)
@@ -336,16 +335,6 @@ class Monitor:
                               "text": status.text} for name, status in heard.venues.items()},
             "instruments": [instrument_record(view) for view in heard.views()],
         }
-
-
-def kernel_drops(fileno):
-    """Return how many datagrams the kernel dropped at our socket, None where it does not tell (proc(5), net/udp)."""
-    try:
-        inode = str(os.fstat(fileno).st_ino)
-        with open("/proc/net/udp", encoding="ascii") as sockets:
-            return next((int(fields[-1]) for fields in map(str.split, sockets) if fields[9] == inode), None)
-    except (OSError, ValueError):
-        return None
 
 
 # -- text for people -------------------------------------------------------------------------------------------

@@ -96,6 +96,27 @@ def setup(path, level="info", max_bytes=16 << 20, keep=4, environ=os.environ):
     _file = handler
 
 
+class _Forward(logging.Handler):
+    def __init__(self, send):
+        super().__init__()
+        self.send = send
+        self.setFormatter(logging.Formatter())           # the message and its traceback; who writes it adds the time
+
+    def emit(self, record):
+        try:
+            self.send(record.levelno, record.name, self.format(record))
+        except Exception:                                 # a line that cannot be formatted stops nothing, either
+            pass
+
+
+def forward(send, level):
+    """Send the package's log to send(level number, logger name, text) instead of a file; return what ends that."""
+    handler = _Forward(send)
+    _logger.setLevel(LEVELS[effective_level(level)])
+    _logger.addHandler(handler)
+    return lambda: _logger.removeHandler(handler)
+
+
 def close():
     """Write out and close the file. May be called twice."""
     global _file

@@ -1,6 +1,10 @@
-"""The machines of one process put together: decoders and recoveries of several venues before one publisher.
+"""The machines of one process put together: decoders and recoveries of several venues before one sink.
+
+    Intake      venues ─▶ recoveries ─▶ sink: a ring's writer in an ingest process
+    Pipeline    the same with a Publisher as the sink: everything in one process
 
 `run`, `replay` and `bench` differ in where payloads come from and where datagrams go; what lies between is here.
+A sink is more than message.py's calls to the wiring: venue_status, seen, flush, received_ns.
 """
 
 from feeder.errors import NumberError, VenueError
@@ -11,25 +15,22 @@ from feeder.venue import VENUES
 from feeder.venue.contract import Instruments
 
 
-class Pipeline:
-    """Args: emit(datagram); clock_ns; session; want_snapshot(venue, instrument, attempt)."""
+class Intake:
+    """Args: sink; instruments; want_snapshot(venue, instrument, attempt)."""
 
-    def __init__(self, emit, clock_ns, session, channel=0, packet_bytes=DEFAULT_PACKET_BYTES, max_symbols=2048,
-                 want_snapshot=lambda venue, instrument, attempt: None):
-        self.instruments = Instruments(max_symbols)
-        self.encoder = Encoder(session, channel, emit, clock_ns, packet_bytes)
-        self.publisher = Publisher(self.encoder, self.resync)
+    def __init__(self, sink, instruments, want_snapshot):
+        self.sink = sink
+        self.instruments = instruments
         self.venues = {}
         self.recoveries = {}
         self.want_snapshot = want_snapshot
-        self.received_ns = 0          # stopwatch when the bytes in work arrived, 0 between; for latencies
         self.bad_messages = {}        # venue name -> how many payloads could not be read
 
     def venue(self, name, discover=False, depth=20):
         """Return the Venue machine of that name, made on first use."""
         if name not in self.venues:
             kind = VENUES[name]
-            recovery = Recovery(kind.follows, self.publisher,
+            recovery = Recovery(kind.follows, self.sink,
                                 lambda instrument, attempt: self.want_snapshot(self.venues[name], instrument, attempt))
             self.recoveries[name] = recovery
             self.venues[name] = kind(recovery, self.instruments, discover, depth)
@@ -65,3 +66,13 @@ class Pipeline:
             self.bad_messages[venue.name] += 1
             self.recoveries[venue.name].snapshot_failed(instrument)
             return error
+
+
+class Pipeline(Intake):
+    """Args: emit(datagram); clock_ns; session; want_snapshot(venue, instrument, attempt)."""
+
+    def __init__(self, emit, clock_ns, session, channel=0, packet_bytes=DEFAULT_PACKET_BYTES, max_symbols=2048,
+                 want_snapshot=lambda venue, instrument, attempt: None):
+        self.encoder = Encoder(session, channel, emit, clock_ns, packet_bytes)
+        self.publisher = Publisher(self.encoder, self.resync)
+        super().__init__(self.publisher, Instruments(max_symbols), want_snapshot)

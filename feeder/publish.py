@@ -45,6 +45,8 @@ class Publisher:
         self.want_resync = want_resync
         self.entries = []
         self.turn = 0
+        self.flush = encoder.flush
+        self.received_ns = 0          # stopwatch when the bytes in work arrived, 0 between; for latencies
         self.on_fault = None          # on_fault(instrument, reason, text): for the log
 
     # -- the sink --------------------------------------------------------------------------------------------
@@ -129,6 +131,16 @@ class Publisher:
             entry.state = STALE
             entry.reason = reason
             self.send_status(entry, recv_ns)
+
+    def start_over(self, instrument, reason, recv_ns):
+        """Nothing that was known is kept up to date any more: a ring's writer is gone."""
+        self.stale(instrument, reason, recv_ns)
+        self.entries[instrument.instrument_id].book.snapshot([], [])
+
+    def seen(self, instrument):
+        """Return True if it had data."""
+        entry = self.entries[instrument.instrument_id]
+        return bool(entry.events or entry.trades or entry.bbos)
 
     # -- faults ----------------------------------------------------------------------------------------------
 

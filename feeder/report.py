@@ -18,23 +18,27 @@ def level_texts(flat, price_decimals, quantity_decimals):
 
 def instrument_rows(publisher, recoveries):
     """Return one dict an instrument; `recoveries` is {venue name: Recovery}."""
-    rows = []
-    for entry in publisher.entries:
-        instrument = entry.instrument
-        link = recoveries[instrument.venue].link(instrument)
-        bids, asks = entry.book.top(REPORTED_LEVELS)
-        decimals = instrument.price_decimals, instrument.quantity_decimals
-        rows.append({
-            "venue": instrument.venue, "symbol": instrument.symbol, "name": instrument.name,
+    return [{**entry_row(entry), **link_row(recoveries[entry.instrument.venue].link(entry.instrument))}
+            for entry in publisher.entries]
+
+
+def entry_row(entry):
+    """What the publisher knows of an instrument."""
+    instrument = entry.instrument
+    bids, asks = entry.book.top(REPORTED_LEVELS)
+    decimals = instrument.price_decimals, instrument.quantity_decimals
+    return {"venue": instrument.venue, "symbol": instrument.symbol, "name": instrument.name,
             "state": STATE_NAMES[entry.state], "reason": entry.reason, "epoch": entry.epoch,
-            "events": entry.events, "trades": entry.trades, "bbos": entry.bbos,
-            "gaps": link.gaps, "resyncs": link.resyncs, "resync_reasons": dict(link.reasons),
-            "crossed": entry.crossed, "old": link.old, "late_snapshots": link.late_snapshots,
-            "buffer_overflows": link.overflows,
+            "events": entry.events, "trades": entry.trades, "bbos": entry.bbos, "crossed": entry.crossed,
             "last_sequence": entry.sequence, "checksums_verified": 0,
             "levels": [len(entry.book.bids), len(entry.book.asks)],
-            "bids": level_texts(bids, *decimals), "asks": level_texts(asks, *decimals)})
-    return rows
+            "bids": level_texts(bids, *decimals), "asks": level_texts(asks, *decimals)}
+
+
+def link_row(link):
+    """What recovery knows of it."""
+    return {"gaps": link.gaps, "resyncs": link.resyncs, "resync_reasons": dict(link.reasons), "old": link.old,
+            "late_snapshots": link.late_snapshots, "buffer_overflows": link.overflows}
 
 
 def decoder_rows(venues):

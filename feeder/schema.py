@@ -48,8 +48,35 @@ SCHEMA = tuple(Key(*row) for row in (
     ("venue", "max_message_bytes", "int", 16 * MIB, (1024, 256 * MIB), "longest message accepted from the venue"),
     ("venue", "recv_buffer_bytes", "int", 4 * MIB, (4096, 1024 * MIB), "TCP receive buffer asked of the kernel"),
 
-    ("hft", "cpu_affinity.enabled", "bool", False, None, "pin the publishing process to one processor"),
-    ("hft", "cpu_affinity.processor_core", "int", -1, (-1, 4095), "which processor; -1 disables pinning"),
+    ("hft", "cpu_affinity.enabled", "bool", True, None, "pin to the processors named here, if any"),
+    ("hft", "cpu_affinity.processor_core", "int", -1, (-1, 4095),
+     "processor of the publishing thread; -1 disables its pinning"),
+    ("hft", "cpu_affinity.worker_cores", "cores", [], (0, 4095), "processors of ingest workers 0, 1, ...; empty: any"),
+    ("hft", "cpu_affinity.other_cores", "cores", [], (0, 4095),
+     "processors of all other threads and processes; empty: those feeder was started on"),
+    ("hft", "memory.lock", "bool", True, None, "lock all memory, so that none is ever paged out"),
+    ("hft", "memory.prefault", "bool", True, None, "touch at start the memory that books will grow into"),
+    ("hft", "memory.gc", "choice", "freeze", ("freeze", "default"),
+     "freeze: the collector leaves start-up objects alone and runs seldom; default: as Python has it"),
+    ("hft", "memory.malloc", "bool", True, None, "keep freed memory instead of returning it to the kernel (glibc)"),
+    ("hft", "scheduling.fifo_priority", "int", 0, (0, 99), "SCHED_FIFO priority of the publishing thread; 0: off"),
+    ("hft", "scheduling.nice", "int", 0, (-20, 19), "nice value of the publishing thread and those it starts; 0 leaves it"),
+    ("hft", "scheduling.timer_slack_ns", "int", 1, (0, 1_000_000_000),
+     "how late the kernel may end a timed wait; 0 leaves it"),
+    ("hft", "sockets.buffers", "bool", True, None, "ask for the socket buffers configured; false: the kernel's own"),
+    ("hft", "sockets.busy_poll_us", "int", 0, (0, 10_000), "SO_BUSY_POLL of receiving sockets; 0: off"),
+    ("hft", "sockets.priority", "int", 0, (0, 6), "SO_PRIORITY of sockets; 0: off"),
+    ("hft", "sockets.dscp", "int", 0, (0, 63), "DSCP of packets sent, such as 46 for expedited forwarding; 0: off"),
+    ("hft", "runtime.workers", "int", 0, (0, 64), "ingest processes; 0: everything in one process"),
+    ("hft", "runtime.thread_stack_bytes", "int", 3 * MIB, (0, 1024 * MIB),
+     "stack of each thread, at least 65536; 0: the system's"),
+    ("hft", "runtime.event_interval", "int", 61, (0, 100_000),
+     "messages of one connection read before the others have their turn; 0: a whole receive buffer"),
+    ("hft", "runtime.idle", "choice", "sleep", ("spin", "yield", "sleep"),
+     "what the loop does while nothing comes; spin and yield use a whole processor"),
+    ("hft", "runtime.switch_interval_us", "int", 50, (0, 1_000_000),
+     "time after which a thread must let another have the interpreter; 0: Python's 5000"),
+    ("hft", "runtime.thread_names", "bool", True, None, "names of processes and threads for ps and top"),
     ("hft", "processing.ring_buffer_size", "power", 65_536, (2, 1 << 24), "slots of the ring between processes"),
     ("hft", "processing.max_symbols", "int", 2048, (1, 65_536), "most instruments over all venues"),
     ("hft", "output.group", "address", "239.192.0.1", None, "IPv4 group, or one host, that packets go to"),
@@ -117,7 +144,7 @@ KINDS = {                      # kind: (test, words); words take the bounds by n
     "venue": (lambda value, bounds: type(value) is str and bool(KNOWN_VENUES.get(value)),
               f"a supported venue ({', '.join(SUPPORTED_VENUES)})"),
 }
-LISTS = {"venues": "venue", "channels": "choice", "symbols": "name"}      # kind of a list: kind of its items
+LISTS = {"venues": "venue", "channels": "choice", "symbols": "name", "cores": "int"}   # kind of a list: of its items
 
 
 def accepts(kind, value, bounds):

@@ -54,7 +54,7 @@ def test_builtin_is_what_the_twin_serves():
         assert venue.channels == ["depth", "trade", "bbo"]
     assert [venue.snapshot_limit for venue in built.venues] == [1000, 1000], "all of the twin's levels, at little weight"
     assert (built.output.group, built.output.port, built.output.packet_bytes) == ("239.192.0.1", 30001, 1472)
-    assert (built.hft.cpu_affinity.enabled, built.hft.cpu_affinity.processor_core) == (False, -1)
+    assert (built.hft.cpu_affinity.enabled, built.hft.cpu_affinity.processor_core) == (True, -1)
     assert (built.hft.processing.ring_buffer_size, built.hft.processing.max_symbols) == (65536, 2048)
     assert built.log.path == "feeder.log"
     assert built.names["binance_usdm", "BTCUSDT"] == "BTC/USDT"

@@ -2,11 +2,12 @@
 
 import errno
 import socket
+import struct
 
 import pytest
 
 import feeder.net.sockets
-from feeder.net.sockets import address_text, request_buffer
+from feeder.net.sockets import SocketOptions, address_text, granted, request, request_buffer
 
 
 class Kernel:
@@ -67,3 +68,73 @@ def test_a_real_socket():
 
 def test_addresses():
     assert address_text(("127.0.0.1", 80)) == "127.0.0.1:80" and address_text(("::1", 80, 0, 0)) == "[::1]:80"
+
+
+# -- the other options, and what the kernel really keeps -------------------------------------------------------
+
+linux = pytest.mark.skipif(not feeder.net.sockets.LINUX, reason="Linux only")
+
+
+def test_zero_leaves_a_buffer_alone():
+    kernel = Kernel(1 << 20)
+    kernel.size = 5000
+    assert request_buffer(kernel, "send", 0) == 5000
+
+
+@linux
+@pytest.mark.parametrize("kind", ["udp", "tcp"])
+def test_the_kernel_accounts_eight_megabytes_for_four(kind):
+    """SO_MEMINFO: an array of u32, of which 1 is the receive limit and 3 the send limit (uapi/linux/sock_diag.h)."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM) as sock:
+        got = {name: size for name, size, _ in request(sock, SocketOptions(), ("receive", "send"))}
+        info = struct.unpack("9I", sock.getsockopt(socket.SOL_SOCKET, 55, 36))
+    assert info[1] == 2 * got["receive"] and info[3] == 2 * got["send"]
+    if min(got.values()) < 4 << 20:
+        pytest.skip(f"this kernel allows only {got}")
+    assert info[1] == info[3] == 8 << 20
+
+
+@linux
+def test_priority_and_dscp_are_on_the_socket():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert request(sock, SocketOptions(0, 0, dscp=46, priority=5), ("busy_poll_us", "dscp", "priority")) == [
+            ("dscp", 46, ""), ("priority", 5, "")]
+        assert sock.getsockopt(socket.IPPROTO_IP, socket.IP_TOS) == 46 << 2
+        assert sock.getsockopt(socket.SOL_SOCKET, 12) == 5
+    try:
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
+    except OSError:
+        return
+    with sock:
+        assert request(sock, SocketOptions(dscp=10), ("dscp",)) == [("dscp", 10, "")]
+        assert sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 10 << 2
+
+
+class Refuses:
+    family = socket.AF_INET
+
+    def setsockopt(self, *args):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+
+def test_what_is_refused_has_a_remedy_said_once(caplog):
+    wanted = SocketOptions(busy_poll_us=50, priority=6, dscp=8)
+    for _ in range(2):
+        assert request(Refuses(), wanted, ("busy_poll_us", "priority", "dscp")) == [
+            ("busy_poll_us", 0, "SO_BUSY_POLL: needs CAP_NET_ADMIN, or sysctl -w net.core.busy_read=50"),
+            ("priority", 0, "SO_PRIORITY 6: needs CAP_NET_ADMIN"),
+            ("dscp", 0, "DSCP 8: the kernel does not allow it")]
+    assert caplog.text.count("busy_read=50") == 1
+
+
+def test_elsewhere_linux_options_are_skipped_by_name(monkeypatch):
+    monkeypatch.setattr(feeder.net.sockets, "LINUX", False)
+    assert request(Refuses(), SocketOptions(busy_poll_us=50), ("busy_poll_us",)) == [
+        ("busy_poll_us", 0, "busy_poll_us: Linux only")]
+
+
+def test_a_shortfall_of_a_probe_names_the_sysctl(monkeypatch):
+    monkeypatch.setattr(feeder.net.sockets, "request_buffer", lambda sock, which, wanted: 212_992)
+    assert granted("udp", SocketOptions(), ("receive", "send")) == [
+        ("receive", 212_992, "sysctl -w net.core.rmem_max=4194304"),
+        ("send", 212_992, "sysctl -w net.core.wmem_max=4194304")]

@@ -1,6 +1,8 @@
 import errno
+import os
 import random
 import socket
+import sys
 
 import pytest
 from net_peers import loop, run_until  # noqa: F401
@@ -135,3 +137,19 @@ def test_an_address_in_use_and_ipv6_are_refused_with_a_sentence(keep):
         PacketReceiver("127.0.0.1", taken.port)
     with pytest.raises(HostError, match="IPv6"):
         PacketSender("ff15::1", 9)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_MEMINFO and /proc/net/udp are Linux's")
+def test_what_the_kernel_dropped_for_us_can_be_told_from_what_never_came(keep):
+    """Asked three times: the datagrams that are missing, SO_MEMINFO, and /proc/net/udp."""
+    receiver = keep(PacketReceiver("127.0.0.1", 0, recv_buffer_bytes=8192))
+    sender = keep(PacketSender("127.0.0.1", receiver.port))
+    assert receiver.kernel_drops() == 0
+    assert all(sender.send(bytes(1000)) for _ in range(200))
+    dropped = 200 - len(drain(receiver))
+    assert receiver.kernel_drops() == dropped > 0
+    inode = str(os.fstat(receiver.fileno()).st_ino)
+    with open("/proc/net/udp", encoding="ascii") as sockets:
+        assert [int(fields[12]) for fields in map(str.split, sockets) if fields[9] == inode] == [dropped]
+    receiver.close()
+    assert receiver.kernel_drops() is None

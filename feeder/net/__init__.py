@@ -4,6 +4,7 @@
     stream    TCP, with TLS and through an HTTP CONNECT proxy, both sides: `connect` and `listen`
     fetch     REST: blocking http.client in worker threads, answers posted into the loop
     udp       datagrams out (`PacketSender`) and in (`PacketReceiver`), multicast or unicast
+    idle      what the loop does while nothing is ready: `Sleep`, `Yield`, `Spin`
     limits    when to try again: `Backoff` and `ConnectBudget`, machines without a clock
     tls, proxy, resolve, sockets      what those are built from
 
@@ -11,6 +12,7 @@ Edges move bytes and stamp their arrival. What the bytes mean, and whether to co
 """
 
 from .fetch import Answer, Fetcher
+from .idle import STRATEGIES, Sleep, Spin, Yield
 from .limits import Backoff, ConnectBudget
 from .loop import Loop, Timer
 from .proxy import Proxy, proxy_for
@@ -21,6 +23,6 @@ from .udp import PacketReceiver, PacketSender
 
 __all__ = [
     "Answer", "Backoff", "ConnectBudget", "Fetcher", "Listener", "Loop", "NetworkError", "PacketReceiver",
-    "PacketSender", "Proxy", "SocketOptions", "Stream", "Timer", "connect", "listen", "proxy_for",
-    "server_tls_context", "tls_context",
+    "PacketSender", "Proxy", "STRATEGIES", "Sleep", "SocketOptions", "Spin", "Stream", "Timer", "Yield", "connect",
+    "listen", "proxy_for", "server_tls_context", "tls_context",
 ]

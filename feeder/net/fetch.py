@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from .. import __version__
 from ..clock import SECOND, steady_ns, wall_ns
+from ..host import cpu
 from .proxy import DEFAULT_PORTS, read_connect_answer
 from .resolve import lookup
 from .sockets import NetworkError, address_text, os_error_text
@@ -96,6 +97,7 @@ class Fetcher:
             thread.join()
 
     def _work(self):
+        cpu.enter(threading.current_thread().name)
         while True:
             request = self._queue.get()
             with self._lock:

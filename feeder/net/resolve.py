@@ -7,6 +7,7 @@ may be under way at once is bounded.
 import socket
 import threading
 
+from ..host import cpu
 from .sockets import NetworkError, os_error_text
 
 MAX_LOOKUPS = 64             # under way at once, whole process
@@ -36,6 +37,7 @@ def lookup(host, port, on_done):
 
 
 def _run(host, port, on_done):
+    cpu.enter(threading.current_thread().name)
     try:
         result = _addresses(host, port, 0)
     except (OSError, UnicodeError) as error:     # UnicodeError: no valid internationalized name

@@ -27,7 +27,7 @@ from ..clock import SECOND, steady_ns, wall_ns
 from ..errors import HostError
 from .proxy import read_connect_answer
 from .resolve import lookup
-from .sockets import NetworkError, SocketOptions, address_text, os_error_text, request_buffer
+from .sockets import NetworkError, SocketOptions, address_text, os_error_text, request, request_buffer
 from .tls import TlsSession, tls_error_text
 
 log = logging.getLogger("feeder.net")
@@ -197,6 +197,7 @@ class Stream:
         self.recv_buffer_bytes = request_buffer(self._socket, "receive", options.recv_buffer_bytes)
         self.send_buffer_bytes = request_buffer(self._socket, "send", options.send_buffer_bytes)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, options.no_delay)
+        request(self._socket, options, ("busy_poll_us", "dscp", "priority"))
 
     def _address_failed(self, text):
         self._failures.append(f"{self.peer}: {text}")
@@ -279,7 +280,7 @@ class Stream:
 
     def _readable(self):
         try:
-            count = self._socket.recv_into(self._loop.buffer)
+            count = self._socket.recv_into(self._loop.turn_buffer)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:

@@ -19,19 +19,23 @@ import struct
 import sys
 
 from ..errors import HostError
-from .sockets import BUFFER_BYTES, LINUX, os_error_text, request_buffer
+from .sockets import BUFFER_BYTES, LINUX, os_error_text, request, request_buffer
 
 log = logging.getLogger("feeder.net")
 
 IP_MULTICAST_ALL = 49        # ip(7), Linux; not in the socket module
+SO_MEMINFO = 55              # asm-generic/socket.h, since 4.12: an array of u32, sock_diag.h; the ninth counts drops
+MEMINFO = struct.Struct("9I")
 MAX_DATAGRAM_BYTES = 65_507  # a receive buffer of this size cuts nothing off
 
 
 class PacketSender:
-    def __init__(self, group, port, *, ttl=1, interface="127.0.0.1", loopback=True, send_buffer_bytes=BUFFER_BYTES):
+    def __init__(self, group, port, *, ttl=1, interface="127.0.0.1", loopback=True, send_buffer_bytes=BUFFER_BYTES,
+                 options=None):
         """Open a sender; `group` may be unicast, which ignores ttl, interface and loopback.
 
         Raises HostError. `loopback` says whether this host hears its own multicast; on the interface lo it always does.
+        `options`: SocketOptions, of which `priority` and `dscp` are used.
         """
         self.sent = self.bytes = self.dropped = self.errors = 0
         self.group, self.port = group, port
@@ -40,6 +44,8 @@ class PacketSender:
         try:
             self._socket.setblocking(False)
             self.send_buffer_bytes = request_buffer(self._socket, "send", send_buffer_bytes)
+            if options is not None:
+                request(self._socket, options, ("dscp", "priority"))
             if _is_multicast(group):
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, ttl)
                 self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, int(loopback))
@@ -141,6 +147,18 @@ class PacketReceiver:
         try:
             return self._recv_into(buffer)
         except BlockingIOError:
+            return None
+
+    def kernel_drops(self):
+        """Return how many datagrams the kernel dropped as our buffer was full; None where it does not tell.
+
+        What is missing beyond these was lost before it came to this host.
+        """
+        if not LINUX:
+            return None
+        try:
+            return MEMINFO.unpack(self._socket.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, MEMINFO.size))[8]
+        except (OSError, struct.error):
             return None
 
     def fileno(self):

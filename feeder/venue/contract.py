@@ -38,10 +38,15 @@ OLD, NEXT, GAP = "old", "next", "gap"
 
 
 class Instruments:
-    """All instruments of this process, by dense id and by (venue, symbol)."""
+    """All instruments of this process, by (venue, symbol).
 
-    def __init__(self, limit=2048):
+    Ids are dense from 0, in the order of add(); or `ids`, {(venue, symbol): id}, has them given out beforehand over
+    all processes, of which this one has a part.
+    """
+
+    def __init__(self, limit=2048, ids=None):
         self.limit = limit
+        self.ids = ids
         self.all = []
         self.by_symbol = {}
 
@@ -51,7 +56,8 @@ class Instruments:
                              f"processing.max_symbols is {self.limit}")
         if not 0 < len(symbol.encode("utf-8", "replace")) <= SYMBOL_BYTES or not symbol.isprintable():
             raise VenueError(f"{venue}: symbol {symbol[:MAX_SHOWN]!r} is not 1 to {SYMBOL_BYTES} bytes of text")
-        instrument = Instrument(len(self.all), venue, symbol, **more)
+        instrument_id = len(self.all) if self.ids is None else self.ids[venue, symbol]
+        instrument = Instrument(instrument_id, venue, symbol, **more)
         self.all.append(instrument)
         self.by_symbol[venue, symbol] = instrument
         return instrument

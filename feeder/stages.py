@@ -1,0 +1,204 @@
+"""The two halves of a run, each on a loop: venues in, packets out. The same in one process and in several.
+
+    workers: 0     Input ─▶ Publisher ─▶ Output                                    one loop (run.py)
+    workers: N     Input ─▶ RecordWriter ─▶ ring ─▶ RecordReader ─▶ Publisher ─▶ Output     processes (worker.py)
+
+Besides the data two timers of Output send: the refresh round, which repeats one instrument's definition and book at a
+time for late joiners, and the heartbeat of an idle channel.
+
+Both tell `figures()`, as often as a status is shown, and `report()`, once at the end: JSON-ready dicts, so that it does
+not matter whether who shows them (status.py) is the same process. Those of several Inputs add up (`status.added`).
+Vitals is what each process tells of itself.
+
+Latency is from the moment bytes of a venue were received to the moment the datagram left, per datagram.
+"""
+
+import logging
+
+from feeder import clock, config as configuration, report
+from feeder.counter import Histogram
+from feeder.fixed import to_text
+from feeder.host import measures
+from feeder.host.measures import Measures
+from feeder.host.memory import resident_bytes
+from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed
+from feeder.log import Limited
+from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
+from feeder.net import PacketSender
+
+log = logging.getLogger("feeder.run")
+
+HEARTBEAT_NS = clock.SECOND
+ROUND_NS = 2 * clock.SECOND                 # one refresh round, where MIN_REFRESH_NS allows
+MIN_REFRESH_NS, MAX_REFRESH_NS = 5 * clock.MILLISECOND, 100 * clock.MILLISECOND
+VENUE_SEND_BYTES = 4 << 20                  # TCP send buffer; as much as it receives, though little is said
+MAX_WARM_UP_NS = 300 * clock.SECOND
+
+
+def take_measures(config, stack, name, core=-1, venues=(), udp=True):
+    """Take this host's measures for one process: before anything large is made, and for what it will open.
+
+    Args:   venues: those it feeds from; udp: it publishes, so it has the books.
+    """
+    host = Measures(config.hft, name, core)
+    stack.callback(host.close)
+    buffers = {("tcp", "tcp", venue.recv_buffer_bytes, VENUE_SEND_BYTES) for venue in venues}
+    if udp:
+        buffers.add(("udp", "udp", 0, config.output.send_buffer_bytes))
+    worst_bytes = configuration.memory_bytes(config) if udp else configuration.INTERPRETER_BYTES
+    host.apply(worst_bytes, SNAPSHOTS_AT_ONCE * len(venues) + 1, sorted(buffers, reverse=True))
+    return host
+
+
+class Vitals:
+    """What a process tells of itself. Args: host (Measures); halves that run in it; lost_lines() of its log."""
+
+    def __init__(self, loop, host, halves, lost_lines):
+        self.loop = loop
+        self.host = host
+        self.halves = halves
+        self.lost_lines = lost_lines
+        self.started_ns = clock.steady_ns()
+        loop.call_after(measures.WARM_UP_NS, self.warm)
+
+    def warm(self):
+        """From here on the host's counters tell of the steady state; not while books are still to come."""
+        elapsed_ns = clock.steady_ns() - self.started_ns
+        if any(half.is_syncing() for half in self.halves) and elapsed_ns < MAX_WARM_UP_NS:
+            self.loop.call_after(measures.WARM_UP_NS, self.warm)
+        else:
+            self.host.warm()
+
+    def figures(self):
+        self.host.watch()
+        return {"memory_bytes": resident_bytes(), "internal_errors": self.loop.errors,
+                "log_lines_lost": self.lost_lines(), "brief": self.host.brief(), "status": self.host.status(),
+                "wanting": self.host.wanting()}
+
+    def report(self):
+        return dict(self.figures(), **self.host.report())
+
+
+class Input:
+    """The feeds of a configuration before an Intake, whose `want_snapshot` is to be ours. Closed by `stack`."""
+
+    def __init__(self, config, loop, intake, stack):
+        self.loop = loop
+        self.intake = intake
+        self.feeds = {}
+        for venue in config.venues:
+            options = measures.socket_options(config.hft, venue.recv_buffer_bytes, VENUE_SEND_BYTES)
+            feed = self.feeds[venue.name] = Feed(loop, intake, venue, config.names, options=options)
+            stack.callback(feed.close)
+
+    def start(self):
+        for feed in self.feeds.values():
+            feed.start()
+
+    def want_snapshot(self, venue, instrument, attempt):
+        self.feeds[venue.name].snapshots.order(instrument, attempt)
+
+    def figures(self, shown):
+        """Return totals, and the gaps of the first instruments that are `shown`."""
+        venues = {}
+        for name, feed in self.feeds.items():
+            machine, links = self.intake.venues[name], self.intake.recoveries[name].links.values()
+            venues[name] = {"row": feed.row(), "instruments": len(feed.instruments),
+                            "messages": machine.likely + machine.unlikely,
+                            "gaps": sum(link.gaps for link in links), "resyncs": sum(link.resyncs for link in links)}
+        return {"venues": venues, "decoders": report.decoder_rows(self.intake.venues.values()),
+                "gaps": {str(instrument.instrument_id): self.link(instrument).gaps
+                         for instrument in self.intake.instruments if instrument.instrument_id < shown}}
+
+    def report(self):
+        return dict(self.figures(0), links={str(instrument.instrument_id): report.link_row(self.link(instrument))
+                                            for instrument in self.intake.instruments})
+
+    def is_syncing(self):
+        return any(self.link(instrument).state == SYNCING for instrument in self.intake.instruments)
+
+    def link(self, instrument):
+        return self.intake.recoveries[instrument.venue].link(instrument)
+
+
+class Output:
+    """The socket, what it is fed with besides the data, and what left by it. `publisher` is to be set before start()."""
+
+    def __init__(self, config, loop, stack):
+        self.loop = loop
+        self.publisher = None
+        self.latency = Histogram()              # up to the last figures
+        self.recent = Histogram()               # since then
+        self.limited = Limited(log, 10)
+        output = config.output
+        options = measures.socket_options(config.hft, 0, output.send_buffer_bytes)
+        self.sender = PacketSender(output.group, output.port, ttl=output.ttl, interface=output.interface,
+                                   loopback=output.loopback, send_buffer_bytes=options.send_buffer_bytes,
+                                   options=options)
+        stack.callback(self.sender.close)
+        self.sent_at_beat = 0
+        self.faults = {}                        # venue -> the last fault of a book
+
+    def emit(self, datagram):
+        self.sender.send(datagram)
+        received_ns = self.publisher.received_ns
+        if received_ns:
+            self.recent.add(clock.stopwatch_ns() - received_ns)
+
+    def start(self):
+        self.heartbeat()
+        self.refresh()
+
+    # The next one is set first: a fault in one round must not end the rounds.
+
+    def heartbeat(self):
+        self.loop.call_after(HEARTBEAT_NS, self.heartbeat)
+        if self.sender.sent == self.sent_at_beat:
+            self.publisher.encoder.heartbeat()
+        self.sent_at_beat = self.sender.sent
+
+    def refresh(self):
+        count = max(1, len(self.publisher.entries))
+        self.loop.call_after(min(MAX_REFRESH_NS, max(MIN_REFRESH_NS, ROUND_NS // count)), self.refresh)
+        self.publisher.refresh()
+        self.publisher.encoder.flush()
+
+    def is_syncing(self):
+        return any(entry.state == SYNCING for entry in self.publisher.entries)
+
+    def end(self):
+        self.publisher.encoder.end()
+        self.limited.flush()
+
+    def fault(self, instrument, reason, text):
+        """Note what the publisher found wrong with a book."""
+        self.faults[instrument.venue] = f"{instrument.symbol}: {reason}: {text}"
+        self.limited.warning((reason, instrument.instrument_id), "%s %s: %s: %s",
+                             instrument.venue, instrument.symbol, reason, text)
+
+    def figures(self, shown):
+        """Return totals, and the first instruments that are `shown`."""
+        states = {}
+        for entry in self.publisher.entries:
+            counts = states.setdefault(entry.instrument.venue, dict.fromkeys(
+                (STATE_NAMES[state] for state in (LIVE, SYNCING, STALE)), 0))
+            counts[STATE_NAMES[entry.state]] += 1
+        recent, self.recent = self.recent, Histogram()
+        self.latency.merge(recent)
+        p50, p99 = recent.percentiles((50, 99))
+        sender, encoder = self.sender, self.publisher.encoder
+        return {"session": encoder.session, "packets": sender.sent, "bytes": sender.bytes, "not_sent": sender.dropped,
+                "send_errors": sender.errors, "send_buffer_bytes": sender.send_buffer_bytes,
+                "published_messages": encoder.sequence - 1, "states": states,
+                "recent_ns": {"p50": p50, "p99": p99, "max": recent.max}, "latency_ns": self.latency.summary(),
+                "faults": self.faults, "entries": list(map(shown_entry, self.publisher.entries[:shown]))}
+
+    def report(self):
+        return dict(self.figures(0), instruments={str(entry.instrument.instrument_id): report.entry_row(entry)
+                                                  for entry in self.publisher.entries})
+
+
+def shown_entry(entry):
+    instrument = entry.instrument
+    best = [to_text(side[0], instrument.price_decimals) if side else "-" for side in entry.book.top(1)]
+    return [instrument.venue, instrument.symbol, STATE_NAMES[entry.state], *best, entry.events, entry.trades]
