@@ -547,7 +547,7 @@ def test_a_fault_of_ours_in_a_handler_costs_one_connection_not_the_feed():
         made.until(lambda: made.loop.errors == 1)
         feed.venue.decode = decode
         made.until(lambda: len(venue.links) == 2 and feed.lines[0].connected)
-        assert made.pipeline.received_ns == 0 and "its handler failed" in feed.last_error
+        assert made.pipeline.sink.received_ns == 0 and "its handler failed" in feed.last_error
         venue.links[1].send(TEXT, trade())
         made.until(lambda: made.pipeline.publisher.entries[0].trades == 1)
 
@@ -886,7 +886,7 @@ def test_latency_counts_datagrams_that_venue_bytes_caused():
     with market() as (made, venue):
         seen = []
         emit = made.emit
-        made.pipeline.encoder.emit = lambda datagram: (seen.append(made.pipeline.received_ns), emit(datagram))
+        made.pipeline.encoder.emit = lambda datagram: (seen.append(made.pipeline.sink.received_ns), emit(datagram))
         venue.step()
         made.until(lambda: made.pipeline.publisher.entries[0].sequence == venue.sequence)
         assert seen and all(seen)
