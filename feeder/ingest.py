@@ -216,7 +216,6 @@ class LineConnection:
             recv_ns = clock.wall_ns()
             feed.recovery.disconnect(self.books, recv_ns)
             feed.line_changed(self, recv_ns)
-            feed.flush()
 
     def cancel_timers(self):
         for timer in (self.timer, self.text_timer):
@@ -318,7 +317,8 @@ class SnapshotQueue:
 def retry_after_ns(headers):
     """Return how long a 429 or 418 asks us to wait; a second where it does not say."""
     text = headers.get("retry-after", "")
-    return min(int(text), MAX_RETRY_AFTER_S) * clock.SECOND if text.isdigit() and len(text) < 9 else clock.SECOND
+    is_count = text.isascii() and text.isdigit() and len(text) < 9        # isdigit alone takes "²", int() does not
+    return min(int(text), MAX_RETRY_AFTER_S) * clock.SECOND if is_count else clock.SECOND
 
 
 class Feed:
@@ -352,8 +352,7 @@ class Feed:
         self.connect_budget = ConnectBudget(config.connects_per_5_minutes, CONNECT_WINDOW_NS)
         secure = "s://" in config.websocket_url or "s://" in config.rest_url
         self.tls = tls_context(config.ca_file or None, config.verify_tls) if secure else None
-        # "ws" and "wss" have no proxy variables of their own: those of http and https count.
-        self.proxy = proxy_for("http" + config.websocket_url[len("ws"):], config.proxy or None)
+        self.proxy = proxy_for(config.websocket_url, config.proxy or None)
         self.fetcher = Fetcher(loop, SNAPSHOTS_AT_ONCE, tls=self.tls,
                                proxy=proxy_for(config.rest_url, config.proxy or None))
         self.snapshots = SnapshotQueue(self)
@@ -422,6 +421,7 @@ class Feed:
     def line_changed(self, line, recv_ns):
         self.pipeline.sink.venue_status(self.name, all(each.connected for each in self.lines),
                                         "none" if line.connected else "disconnect", recv_ns)
+        self.flush()
 
     def row(self):
         """What the report tells about this venue."""

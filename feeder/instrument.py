@@ -8,6 +8,8 @@ Two scales, both powers of ten, per instrument and apart for price and quantity:
   become outside ints by one multiplication: `price * price_factor`.
 """
 
+from feeder.fixed import INT64_MAX
+
 WIRE_EXPONENT = -8           # DESIGN §3: the likely case; another one only where a value does not fit
 SYMBOL_BYTES = 32            # field widths of the instrument definition, packet.py
 VENUE_BYTES = 24
@@ -38,6 +40,11 @@ class Instrument:
         self.quantity_exponent = min(self.quantity_exponent, -self.quantity_decimals)
         self.price_factor = 10 ** (-self.price_exponent - self.price_decimals)
         self.quantity_factor = 10 ** (-self.quantity_exponent - self.quantity_decimals)
+
+    def fits(self, levels, price_scale, quantity_scale):
+        """Return True if flat levels from before the decimals grew by these scales still fit 64 bits on the wire."""
+        return (max(levels[::2], default=0) * price_scale * self.price_factor <= INT64_MAX
+                and max(levels[1::2], default=0) * quantity_scale * self.quantity_factor <= INT64_MAX)
 
     def __repr__(self):
         return f"<{self.venue}:{self.symbol} #{self.instrument_id}>"

@@ -5,6 +5,7 @@ a book keeper and a test's recorder can all stand behind the same six names:
 
     define(instrument, price_scale, quantity_scale)
         The instrument is new, or its decimals grew: ints kept so far are multiplied by the scales (1: no change).
+        A scale of 0: decimals shrank, what was kept is void; a stale() came before.
     depth(instrument, first, last, previous, event_ns, recv_ns, bids, asks)
         decoder -> recovery. Venue update ids as the venue gave them; `previous` is None where it gives none.
     snapshot(instrument, sequence, event_ns, recv_ns, bids, asks)

@@ -12,7 +12,7 @@ something, becomes live within a round (the wiring calls it on a timer).
 
 from feeder.book import Book
 from feeder.errors import NumberError
-from feeder.fixed import INT64_MAX, parse
+from feeder.fixed import parse
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
 from feeder.packet import ALL_INSTRUMENTS, INCREMENT, REFRESH, SNAPSHOT
 
@@ -57,8 +57,10 @@ class Publisher:
         entry = self.entries[instrument.instrument_id]
         if entry is None:
             entry = self.entries[instrument.instrument_id] = Entry(instrument)
+        elif not price_scale * quantity_scale:
+            entry.book.snapshot([], [])
         elif price_scale != 1 or quantity_scale != 1:
-            if fits(entry.book, price_scale * instrument.price_factor, quantity_scale * instrument.quantity_factor):
+            if all(instrument.fits(side, price_scale, quantity_scale) for side in entry.book.top()):
                 entry.book.rescale(price_scale, quantity_scale)
             else:                                 # what we hold cannot be said with decimals so many
                 entry.book.snapshot([], [])
@@ -196,12 +198,6 @@ def scaled_size(text, exponent):
         return parse(text, -exponent) if text else 0
     except NumberError:
         return 0
-
-
-def fits(book, price_factor, quantity_factor):
-    """Return True if every level multiplied by these still fits a packet."""
-    return all(max(side[::2], default=0) * price_factor <= INT64_MAX
-               and max(side[1::2], default=0) * quantity_factor <= INT64_MAX for side in book.top())
 
 
 def outside(instrument, flat):

@@ -11,8 +11,8 @@ Hot:  depth while live; part of `feeder bench pipeline`.
                                  gap, crossed book, disconnect, bad numbers: STALE
 
 A snapshot is asked for (`want_snapshot`) when the first increment is in the buffer, so that it is surely not
-older than the stream; one that comes before any increment waits for it. How increments link is the venue's rule (`follows`); snapshots that come unasked while
-LIVE change nothing. One instrument's trouble never touches another's.
+older than the stream; one that comes before any increment waits for it. How increments link is the venue's rule
+(`follows`); snapshots that come unasked while LIVE change nothing. One instrument's trouble never touches another's.
 
 Bounds: MAX_BUFFERED increments an instrument; beyond that the oldest go, which a later gap check will find.
 Not here: when to fetch (ingest.py spaces requests within the venue's budget), and time.
@@ -70,6 +70,9 @@ class Recovery:
     def define(self, instrument, price_scale, quantity_scale):
         link = self.link(instrument)
         if price_scale != 1 or quantity_scale != 1:
+            if not all(instrument.fits(levels, price_scale, quantity_scale)
+                       for waiting in (*link.buffer, link.early or ((), ())) for levels in waiting[-2:]):
+                self.resync(instrument, "range", 0)       # what waits cannot be said with decimals so many
             for number, (*ids, bids, asks) in enumerate(link.buffer):
                 link.buffer[number] = (*ids, scaled(bids, price_scale, quantity_scale),
                                        scaled(asks, price_scale, quantity_scale))

@@ -13,6 +13,7 @@ from feeder.venue import recognise
 
 PROGRESS_EVERY = 20_000        # records
 MAX_SHOWN_ERRORS = 10
+MAX_URLS = 1024
 
 
 class Replay:
@@ -30,14 +31,30 @@ class Replay:
         self.errors = []
         self.error_count = 0
         self.by_url = {}
+        self.rows = {}                # (venue, symbol) -> report row at the end of the last file that had it
 
     def venue_of(self, url):
         if url not in self.by_url:
+            if len(self.by_url) >= MAX_URLS:
+                self.by_url.clear()
             self.by_url[url] = self.pipeline.venue(recognise(url).name, discover=True, depth=self.depth)
         return self.by_url[url]
 
     def file(self, path):
-        """Replay one file. What is LIVE from an earlier file starts over: its connection is gone."""
+        """Replay one file. What is LIVE from an earlier file starts over: its connection is gone.
+
+        The report shows each instrument as it was at the end of the last file that had it.
+        """
+        try:
+            self.records_of(path)
+        finally:
+            for row in report.instrument_rows(self.pipeline.publisher, self.pipeline.recoveries):
+                key = row["venue"], row["symbol"]
+                known = self.rows.get(key)
+                if known is None or any(row[name] != known[name] for name in ("events", "trades", "bbos", "old")):
+                    self.rows[key] = row
+
+    def records_of(self, path):
         for name, recovery in self.pipeline.recoveries.items():
             recovery.disconnect([each for each in self.pipeline.instruments if each.venue == name], 0)
         start_ns, start_t = clock.steady_ns(), None
@@ -80,7 +97,7 @@ class Replay:
 
     def report(self, seconds):
         pipeline = self.pipeline
-        rows = report.instrument_rows(pipeline.publisher, pipeline.recoveries)
+        rows = list(self.rows.values())
         return {"records": self.records, "messages": self.messages, "rest_books": self.rest_answers,
                 "rest_other": self.ignored_rest, "seconds": round(seconds, 3),
                 "messages_per_second": round(self.messages / seconds) if seconds else 0,

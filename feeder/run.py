@@ -117,6 +117,8 @@ def main(args):
     except (ConfigError, HostError) as error:
         log.critical("%s", error)
         raise type(error)(f"{error}" + (f" (log: {logs.path()})" if logs.path() else "")) from None
+    except BrokenPipeError:               # nobody reads the report: cli.py's business
+        raise
     except Exception:
         log.critical("ended by a fault of its own", exc_info=True)
         where = f"the log tells where: {logs.path()}" if logs.path() else "run with --log FILE to see where"

@@ -8,28 +8,14 @@ Nothing in here opens a file.
 """
 
 import ipaddress
-import re
 from collections import namedtuple
 from urllib.parse import urlsplit
 
 from feeder.instrument import SYMBOL_BYTES
+from feeder.venue import RESERVED, VENUES
 
-# What the configuration has to know of a venue to judge and plan it; from the venues' documents (state 2026-09).
-#   routes: channels that may share a connection      snapshot_weights: (up to this many levels, request weight)
-VenueFacts = namedtuple("VenueFacts", "routes depth_intervals_ms snapshot_limits snapshot_weights symbol defaults")
-
-_UPPER = re.compile(r"[^\sa-z/@?&#%,\"\\]+")     # Binance: upper case, but not only ASCII since 2025
-KNOWN_VENUES = {                                  # None: the name is reserved, the dialect is not supported yet
-    "binance_spot": VenueFacts(
-        (("depth", "bbo", "trade"),), (100, 1000), range(1, 5001), ((100, 5), (500, 25), (1000, 50), (5000, 250)),
-        _UPPER, {"snapshot_limit": 5000, "snapshot_weight_per_minute": 4800, "streams_per_connection": 1024}),
-    "binance_usdm": VenueFacts(                   # /public and /market since 2026-04-23
-        (("depth", "bbo"), ("trade",)), (100, 250, 500), (5, 10, 20, 50, 100, 500, 1000),
-        ((50, 2), (100, 5), (500, 10), (1000, 20)),
-        _UPPER, {"snapshot_limit": 1000, "snapshot_weight_per_minute": 1920, "streams_per_connection": 200}),
-    "binance_coinm": None, "bybit_spot": None, "bybit_linear": None, "okx": None, "coinbase": None,
-    "coinbase_exchange": None, "upbit": None, "bithumb": None, "deribit": None, "kraken": None, "bitfinex": None,
-}
+# {name: VenueFacts}; None: the name is reserved, the dialect is not supported yet, or for replay only.
+KNOWN_VENUES = {**{name: venue.facts for name, venue in VENUES.items()}, **dict.fromkeys(RESERVED)}
 SUPPORTED_VENUES = tuple(name for name, facts in KNOWN_VENUES.items() if facts)
 
 REQUIRED, BY_VENUE = object(), object()           # in the place of a default

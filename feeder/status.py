@@ -69,8 +69,8 @@ class Status:
         """Return what both kinds of status tell, as texts by name."""
         recent = self.output["recent_ns"]
         return {"seconds": f"{self.seconds():,.0f} s",
-                "latency": f"p50 {time_text(recent['p50'])}, p99 {time_text(recent['p99'])}, "
-                           f"max {time_text(recent['max'])}",
+                "latency": (f"p50 {time_text(recent['p50'])}, p99 {time_text(recent['p99'])}, "
+                            f"max {time_text(recent['max'])}" if recent["max"] else "none yet"),
                 "packets": f"{self.rates['packets'].per_second:,.0f} packets/s",
                 "memory": size_text(self.sum("memory_bytes")), "brief": next(iter(self.processes.values()))["brief"],
                 "not_sent": self.output["not_sent"] + self.output["send_errors"]}

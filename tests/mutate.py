@@ -9,7 +9,8 @@ import re
 
 NUMBER = re.compile(rb"[0-9]+(?:\.[0-9]+)?")
 TEXT = re.compile(rb'"[^"\\]*"')
-STRANGE = ("", "NaN", "Infinity", "-1", "+1.5", "1e5", "1.5E-3", "0x10", "1_000", " 1.0", "1.0 ", "1,5", ".5", "5.", "--1",
+STRANGE = ("", "NaN", "Infinity", "-1", "+1.5", "1e5", "1.5E-3", "0x10", "1_000", " 1.0", "1.0 ", "1,5", ".5", "5.",
+           "--1",
            "1.2.3", "١٢٣", "½", "0", "00012.50", "-0.00", "9" * 19, "9" * 40, "0." + "0" * 17 + "1", "1." + "1" * 30,
            "1e999", "1e-999", "9223372036854775807", "92233720368.54775807", "12345678901.5", "9999999999.99999999")
 OTHERS = (None, True, False, 0, -1, 1, 1.5, 2**63 - 1, 2**63, 2**64, 10**14, 10**18, 10**30, "", "x", [], {}, [[]],
@@ -212,7 +213,8 @@ def key_renamed(dice, pairs):
 
 @an_object
 def key_added(dice, pairs):
-    pairs.insert(dice.randrange(len(pairs) + 1), (dice.choice(("E", "T", "pu", "u", "s", "e", "X", "st", "data", "stream",
+    pairs.insert(dice.randrange(len(pairs) + 1), (dice.choice(("E", "T", "pu", "u", "s", "e", "X", "st", "data",
+                                                               "stream",
                                                                "id", "code", "msg", "result", "error", "new")),
                                                   other(dice)))
 

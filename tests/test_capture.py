@@ -47,7 +47,8 @@ def test_an_empty_file_has_no_records(tmp_path):
 
 @pytest.mark.parametrize("line", [
     b"", b"{", b"null", b"[]", b"5", b'"text"', b"\xff\xfe", b"[" * 100_000, b'{"t":1}', b"{}" * 2,
-    {**GOOD, "raw": None}, {**GOOD, "raw": 5}, {**GOOD, "raw": "\ud800"}, {**GOOD, "kind": "tcp"}, {**GOOD, "kind": None},
+    {**GOOD, "raw": None}, {**GOOD, "raw": 5}, {**GOOD, "raw": "\ud800"}, {**GOOD, "kind": "tcp"},
+    {**GOOD, "kind": None},
     {**GOOD, "conn": None}, {**GOOD, "conn": 7}, {**GOOD, "t": "5"}, {**GOOD, "t": 1.5}, {**GOOD, "t": []},
     {**GOOD, "t": True}, {**GOOD, "t": 2**63}, {**GOOD, "t": -1}, {**GOOD, "dir": 5}, {**GOOD, "dir": "sideways"},
     {key: value for key, value in GOOD.items() if key != "t"},
@@ -94,7 +95,8 @@ def test_gzip_cut_anywhere_tells_so_after_what_could_be_read(tmp_path):
 
 @pytest.mark.parametrize("at", [0.2, 0.5, 0.9])
 def test_damaged_gzip(tmp_path, at):
-    data = bytearray(gzip.compress(b"".join(json.dumps({**GOOD, "t": number}).encode() + b"\n" for number in range(500))))
+    text = "".join(json.dumps({**GOOD, "t": number}) + "\n" for number in range(500))
+    data = bytearray(gzip.compress(text.encode()))
     data[int(len(data) * at)] ^= 0xFF
     path = tmp_path / "damaged.jsonl.gz"
     path.write_bytes(data)

@@ -8,6 +8,7 @@ from support import BINANCE, dice
 from test_venue_binance import samples
 
 from feeder import packet
+from feeder.errors import RangeError
 from feeder.fixed import INT64_MAX, to_text
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE, REASON_CODES, STALE, SYNCING
@@ -221,8 +222,8 @@ class Feed:
     def diff(self, bids=(), asks=()):
         self.sequence += 1
         levels = '"b":[%s],"a":[%s]' % tuple(",".join('["%s","%s"]' % level for level in side) for side in (bids, asks))
-        text = ('{"stream":"xyzbtc@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"XYZBTC","U":%d,"u":%d,%s}}'
-                % (self.sequence, self.sequence, levels))
+        text = ('{"stream":"xyzbtc@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"XYZBTC",'
+                '"U":%d,"u":%d,%s}}' % (self.sequence, self.sequence, levels))
         return self.pipeline.decode(self.venue, text.encode(), 5)[1]
 
     def snapshot(self, bids=(), asks=()):
@@ -252,7 +253,8 @@ def test_more_than_eight_decimals_change_the_exponent_and_lose_no_digit():
     assert feed.heard() == (LIVE, [(Decimal("0.0000001234567"), 3), (Decimal("0.00000012"), 1000)],
                             [(Decimal("0.00000014"), 5)], (-13, -8))
     entry, = feed.pipeline.publisher.entries
-    assert entry.epoch == 2 and feed.receiver.errors == {} and feed.pipeline.recoveries["binance_spot"].links[0].gaps == 0
+    assert entry.epoch == 2 and feed.receiver.errors == {}
+    assert feed.pipeline.recoveries["binance_spot"].links[0].gaps == 0
     assert feed.diff([("0.0000001234567", "0.000000000001")]) is None
     assert feed.heard()[1][0] == (Decimal("0.0000001234567"), Decimal("0.000000000001"))
     assert feed.heard()[3] == (-13, -12)
@@ -301,15 +303,37 @@ def test_decimals_that_the_book_cannot_follow_make_it_stale_not_wrong(price, qua
     assert feed.receiver.errors == {}
 
 
+def test_a_snapshot_that_cannot_be_read_is_ordered_again():
+    feed = Feed()
+    feed.diff([("0.5", "1.0")])
+    instrument = feed.pipeline.instruments.all[0]
+    for number, body in enumerate((b"<html>", b'{"code":-1003,"msg":"Too many requests"}',
+                                   b'{"lastUpdateId":101,"bids":[["-1","1"]],"asks":[]}'), 1):
+        assert feed.orders == number
+        assert feed.pipeline.decode_snapshot(feed.venue, instrument, body, 5) is not None
+        feed.diff([("0.5", "1.0")])
+        feed.diff([("0.5", "2.0")])
+    assert feed.pipeline.bad_messages == {"binance_spot": 3} and feed.heard()[0] != LIVE
+    assert feed.snapshot([("0.5", "2.0")]) is None and feed.heard()[0] == LIVE
+
+
 # -- anything at all ----------------------------------------------------------------------------------------
 
 
-def storm_of_garbage(name, count, seed):
-    """Clean and mutated messages through the whole pipeline: errors are returned, never raised; packets stay ours."""
+def storms_of_garbage(name, count, seed):
+    """Many short ones: a message of many decimals may end an instrument for good, since its prices fit no more."""
     rng = dice(seed)
+    streams = [messages for messages in samples(name).values()]
+    results = [storm_of_garbage(name, 250, rng, streams) for _ in range(count // 250)]
+    refused, packets, snapshots = map(sum, zip(*results))
+    print(f"{name}: {count} messages, {refused} refused, {packets} packets, {snapshots} snapshots")
+    assert refused > count / 4 and snapshots > count / 250
+
+
+def storm_of_garbage(name, count, rng, streams):
+    """Clean and mutated messages through the whole pipeline: errors are returned, never raised; packets stay ours."""
     feed = Feed(name)
     pipeline, venue = feed.pipeline, feed.venue
-    streams = [messages for messages in samples(name).values()]
     errors = 0
     for number in range(count):
         messages = rng.choice(streams)
@@ -318,7 +342,7 @@ def storm_of_garbage(name, count, seed):
             payload = rng.choice(MUTATIONS)(rng, payload)
         _, error = pipeline.decode(venue, payload, number)
         errors += error is not None
-        if rng.random() < 0.02 and len(pipeline.instruments):      # a snapshot, at times a mutated one
+        if rng.random() < 0.04 and len(pipeline.instruments):      # a snapshot, at times a mutated one
             instrument = pipeline.instruments.all[rng.randrange(len(pipeline.instruments))]
             buffer = pipeline.recoveries[name].link(instrument).buffer
             body = b'{"lastUpdateId":%d,"bids":[["1.5","2.5"]],"asks":[["1.75","3.25"]]}' % (
@@ -332,24 +356,51 @@ def storm_of_garbage(name, count, seed):
             pipeline.recoveries[name].disconnect(list(pipeline.instruments), number)
     pipeline.encoder.end()
     heard = feed.receiver
-    print(f"{name}: {count} messages, {errors} refused, {len(pipeline.instruments)} instruments, {heard.packets} packets")
     assert heard.errors == {} and heard.gap_count == 0 and heard.mismatches == 0 and heard.crossed == 0
-    assert errors > count / 4 and heard.by_type["snapshot"] >= 3
     for entry in pipeline.publisher.entries:
         entry.book.check()
         instrument = entry.instrument
         for side in entry.book.top():
             assert all(price * instrument.price_factor <= INT64_MAX for price in side[::2])
             assert all(0 < quantity * instrument.quantity_factor <= INT64_MAX for quantity in side[1::2])
+    return errors, heard.packets, heard.by_type["snapshot"]
 
 
 @pytest.mark.parametrize("name", BINANCE)
 def test_garbage_stops_nothing(name):
-    storm_of_garbage(name, 2_000, seed=71)
+    storms_of_garbage(name, 2_000, seed=71)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", BINANCE)
 def test_garbage_stops_nothing_long(name, seed):
-    storm_of_garbage(name, 12_500, seed=700 + seed)
+    storms_of_garbage(name, 12_500, seed=700 + seed)
+
+
+def test_one_message_with_too_many_decimals_does_not_kill_its_instrument():
+    """It widens the instrument until normal numbers do not fit; then it is STALE, narrowed, and live after a resync."""
+    pipeline = Pipeline(lambda datagram: None, lambda: 1, session=1)
+    venue = pipeline.venue("binance_spot", discover=True)
+
+    def diff(first, last, price="61837.64000000"):
+        text = ('{"stream":"btcusdt@depth@100ms","data":{"e":"depthUpdate","E":1723161255208,"s":"BTCUSDT","U":%d,"u":%d,'
+                '"b":[["%s","1.50000000"]],"a":[]}}' % (first, last, price))
+        return pipeline.decode(venue, text.encode(), 1)[1]
+
+    def snapshot(last):
+        text = '{"lastUpdateId":%d,"bids":[["61837.00000000","1.00000000"]],"asks":[["61839.00000000","1.00000000"]]}' % last
+        return pipeline.decode_snapshot(venue, pipeline.instruments.all[0], text.encode(), 1)
+
+    assert diff(1, 2) is None and snapshot(2) is None
+    entry = pipeline.publisher.entries[0]
+    assert entry.state == LIVE
+    diff(3, 3, "0.000000000000000001")
+    instrument = pipeline.instruments.all[0]
+    assert instrument.price_decimals == 18
+    assert isinstance(diff(4, 4), RangeError)
+    assert (entry.state, entry.reason, instrument.price_decimals) == (STALE, "range", 8)
+    assert diff(5, 5) is None and snapshot(5) is None and diff(6, 6) is None
+    assert entry.state == LIVE
+    assert entry.book.top() == ([6183764000000, 150000000, 6183700000000, 100000000], [6183900000000, 100000000])
+    assert instrument.price_exponent == -8

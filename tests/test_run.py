@@ -22,12 +22,12 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from support import PROJECT, book_decimals, decimals, dice
+from support import PROJECT, book_decimals, dice
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.errors import HostError
-from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
+from feeder.message import LIVE, STALE
 from feeder.net import PacketReceiver
 from feeder.packet import ALL_INSTRUMENTS, LAST, SNAPSHOT, Bbo, Book, Status, Trade
 from feeder.receiver import Receiver
@@ -140,14 +140,14 @@ class Truth:
         return (quote[0] * tick, quote[1] * lot), (quote[2] * tick, quote[3] * lot)
 
     def check(self):
-        """The diffs alone, applied to the first book, make the books of the market: the oracle is not itself in error."""
+        """The diffs alone, applied to the first book, make the books of the market: no error of the oracle."""
         for (name, symbol), (bids, asks) in self.models.items():
             listing = self.twin.venues[name].source.listings[symbol]
             assert (bids, asks) == (dict(listing.bids.levels()), dict(listing.asks.levels())), (name, symbol)
 
 
 class Witness:
-    """A listener on the wire. With a truth, it judges all that is published as live; what is `wrong` is kept as text."""
+    """A listener on the wire. With a truth, it judges all that is published as live; `wrong` says what was not."""
 
     def __init__(self, output):
         self.loop = self.truth = None
@@ -278,7 +278,7 @@ class Rig:
         return self.twin.book(instrument.venue, instrument.symbol)
 
     def settle(self):
-        """Pause the market, wait until all of it has come through, compare every book in full; return how many levels."""
+        """Pause the market, wait until all of it has come through, compare every book in full; return the levels."""
         self.until(self.live)
         self.twin.pause()
         return self.compare(self.true_book)
@@ -335,7 +335,8 @@ def rig(symbols=SYMBOLS[:3], twin=True, rate=1_500, levels=100, **keys):
 def run_beside_a_child(seconds, rate):
     """20 instruments over both venues at full depth: books, listener, counts."""
     with ExitStack() as stack:
-        child = stack.enter_context(spawn(["--seed", SEED, "--rate", rate, "--symbols", len(SYMBOLS), "--levels", 1000]))
+        child = stack.enter_context(spawn([
+            "--seed", SEED, "--rate", rate, "--symbols", len(SYMBOLS), "--levels", 1000]))
         config = made_config(SYMBOLS, snapshot_limit=1000)
         for venue in config.venues:
             assert child.info[venue.name]["symbols"] == venue.symbols
@@ -357,8 +358,9 @@ def run_beside_a_child(seconds, rate):
             assert decoders["likely"] > 0.98 * (decoders["likely"] + decoders["unlikely"])
         assert len(made.entries) == 20 and report["gaps"] == report["resyncs"] == 0
         print(f"{report['messages']:,} messages in {report['seconds']:.1f} s ({report['messages_per_second']:,}/s), "
-              f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, {levels:,} levels equal, "
-              f"latency {report['latency_ns']}, forgiven {[each['forgiven'] for each in status.values()]}")
+              f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, "
+              f"{levels:,} levels equal, latency {report['latency_ns']}, "
+              f"forgiven {[each['forgiven'] for each in status.values()]}")
         return report
 
 
@@ -472,7 +474,7 @@ def storm(seconds, seed):
             done[kind] += 1
             made.spin(rng.random())
         made.twin.inject(Fault("disconnect"))
-        made.spin(2)
+        made.spin(1)
         made.until(made.live, 60)
         for venue in made.twin.venues.values():
             venue.rest_faults.clear()
@@ -484,10 +486,346 @@ def storm(seconds, seed):
 
 
 def test_a_storm_of_faults():
-    storm(4, 5)
+    storm(2, 5)
 
 
 @pytest.mark.stress
 @pytest.mark.parametrize("seed", [6, 7])
 def test_a_storm_of_faults_long(seed):
     storm(60, seed)
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc and sends signals")
+
+
+class Command:
+    """`python3 -X dev -W error -m feeder run ...`; nothing but what the command means may appear on stderr."""
+
+    def __init__(self, folder, *words, interpreter=(sys.executable,), package=PROJECT, stdout=subprocess.PIPE,
+                 **environ):
+        self.process = subprocess.Popen(
+            [*interpreter, "-X", "dev", "-W", "error", "-m", "feeder", "run", *map(str, words)], cwd=str(folder),
+            env=dict(os.environ, PYTHONPATH=str(package), PYTHONUNBUFFERED="1", **environ), stdin=subprocess.DEVNULL,
+            stdout=stdout, stderr=subprocess.PIPE, text=True)
+        self.lines = []
+        self.guard = threading.Timer(60, self.process.kill)
+        self.guard.start()
+
+    def wait_for(self, pattern):
+        """Read standard output up to a line that matches."""
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if re.search(pattern, line):
+                return line
+        raise AssertionError(f"{pattern!r} never came: {self.lines} {self.end()}")
+
+    def child(self):
+        """The pid of the built-in venue."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        assert len(children) == 1
+        return int(children[0])
+
+    def end(self):
+        """Return (exit code, standard output, standard error)."""
+        out, err = self.process.communicate()
+        self.guard.cancel()
+        self.guard.join()
+        return self.process.returncode, "".join(self.lines) + (out or ""), err
+
+
+def ended(folder, *words, **more):
+    return Command(folder, *words, **more).end()
+
+
+def shared_memory():
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+@pytest.fixture
+def venue_child():
+    with spawn(["--rate", 1000, "--symbols", 6, "--levels", 100]) as child:
+        yield child
+
+
+def written_config(folder, child, names=BOTH, **hft):
+    """A configuration folder for a twin: six symbols a venue, two in the limited form."""
+    group, port = free_address()
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(name, what):
+        (folder / name).write_text(json.dumps(what))
+
+    write("crypto_exchanges.json", {"venues": list(names)})
+    for name in names:
+        info = child.info[name]
+        for ending, count in ((".json", 6), (".limited.json", 2)):
+            write(name + ending, {"venue": name, "websocket_url": info["websocket_url"], "rest_url": info["rest_url"],
+                                  "symbols": info["symbols"][:count], "snapshot_limit": 100})
+    write("symbol_mapping.json", {})
+    write("hft_config.json", {"output": {"group": group, "port": port}, "log": {"path": "run.log"}, **hft})
+    return folder
+
+
+@linux
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_with_a_summary_a_report_and_nothing_left_behind(number, tmp_path):
+    before = shared_memory()
+    command = Command(tmp_path, "--report", "report.json", "--log", "run.log")
+    command.wait_for("books 20 live, 0 syncing, 0 stale")
+    child = command.child()
+    command.process.send_signal(number)
+    code, out, err = command.end()
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()[-2:]
+    assert re.fullmatch(r"[\d.]+ s: [\d,]+ messages \([\d,]+/s\), [\d,]+ packets, not sent 0", first)
+    assert second.startswith("books 20 live, 0 syncing, 0 stale; gaps 0, resyncs 0; latency p50 ")
+    assert not os.path.exists(f"/proc/{child}") and not shared_memory() - before
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["books"] == {"live": 20, "syncing": 0, "stale": 0} and len(report["instruments"]) == 20
+    assert report["latency_ns"]["count"] > 0 and report["internal_errors"] == report["log_lines_lost"] == 0
+    for row in report["instruments"]:
+        assert row["state"] == "live" and row["resync_reasons"] == {} and row["gaps"] == 0
+        assert len(row["bids"]) == len(row["asks"]) == 20 and row["events"] > 0
+        assert Decimal(row["bids"][0][0]) < Decimal(row["asks"][0][0])
+    log = (tmp_path / "run.log").read_text()
+    assert "started: embedded configuration" in log and "ended after" in log and "ERROR" not in log
+    assert set(os.listdir(tmp_path)) == {"report.json", "run.log"}
+
+
+@linux
+def test_a_built_in_venue_that_dies_ends_it_with_a_sentence(tmp_path):
+    command = Command(tmp_path, "--log", "run.log", "--report", "report.json")
+    command.wait_for("books 20 live")
+    os.kill(command.child(), signal.SIGKILL)
+    code, out, err = command.end()
+    assert code == 1 and err == "feeder: the built-in venue ended unexpectedly (exit code -9)\n"
+    assert "stale" in out.splitlines()[-4] or "disconnects" in out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {row["state"] for row in report["instruments"]} == {"stale"}
+    assert all(row["resync_reasons"] == {"disconnect": 1} for row in report["instruments"])
+
+
+@linux
+def test_a_feeder_that_is_killed_leaves_no_venue_behind(tmp_path):
+    command = Command(tmp_path, "--log", "")
+    command.wait_for("books 20 live")
+    child = command.child()
+    command.process.kill()
+    assert command.end()[0] == -signal.SIGKILL
+    give_up_ns = steady_ns() + 10 * SECOND
+    while os.path.exists(f"/proc/{child}") and "State:\tZ" not in Path(f"/proc/{child}/status").read_text():
+        assert steady_ns() < give_up_ns, "the venue lives on"
+        threading.Event().wait(0.02)
+
+
+def test_the_embedded_run_ends_by_itself_and_its_report_is_all_of_its_output(tmp_path):
+    code, out, err = ended(tmp_path, "--seconds", 1.5, "--report", "-", "--log", "", "--venue", USDM)
+    assert code == 0
+    report = json.loads(out)
+    assert [row["venue"] for row in report["venues"]] == [USDM] and report["books"]["live"] == 10
+    assert 1.5 <= report["seconds"] < 4 and report["messages"] > 500
+    assert all(re.match(r"\d+ s: [\d,]+ updates/s, ", line) for line in err.splitlines()) and os.listdir(tmp_path) == []
+
+
+def test_a_configuration_folder_limited_and_by_venue(tmp_path, venue_child):
+    folder = written_config(tmp_path / "config", venue_child)
+    code, out, err = ended(tmp_path, "--config", folder, "--seconds", 1, "--report", "all.json")
+    assert (code, err) == (0, "")
+    assert json.loads((tmp_path / "all.json").read_text())["books"] == {"live": 12, "syncing": 0, "stale": 0}
+    code, out, err = ended(tmp_path, "--config", folder, "--seconds", 1, "--venue", SPOT, "--report", "some.json",
+                           USE_LIMITED_CONFIG="1", FEEDER_LOG="debug")
+    assert (code, err) == (0, "")
+    report = json.loads((tmp_path / "some.json").read_text())
+    assert {(row["venue"], row["state"]) for row in report["instruments"]} == {(SPOT, "live")}
+    assert report["books"]["live"] == 2 and report["source"].endswith("(limited)")
+    assert " DEBUG " in (tmp_path / "run.log").read_text()
+
+
+def test_run_and_listen_as_people_use_them(tmp_path, venue_child):
+    folder = written_config(tmp_path / "config", venue_child)
+    output = json.loads((folder / "hft_config.json").read_text())["output"]
+    listener = subprocess.Popen(
+        [sys.executable, "-X", "dev", "-W", "error", "-m", "feeder", "listen", "--group", output["group"], "--port",
+         str(output["port"]), "--seconds", "3", "--report", "heard.json"], cwd=str(tmp_path), stdin=subprocess.DEVNULL,
+        env=dict(os.environ, PYTHONPATH=str(PROJECT)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    code, out, err = ended(tmp_path, "--config", folder, "--seconds", 1.8, "--report", "sent.json")
+    assert (code, err) == (0, "")
+    out, err = listener.communicate()
+    assert (listener.returncode, err) == (0, "")
+    heard, sent = (json.loads((tmp_path / name).read_text()) for name in ("heard.json", "sent.json"))
+    assert heard["gaps_total"] == heard["lost"] == heard["mismatches"] == heard["silences"] == 0
+    assert len(heard["instruments"]) == len(sent["instruments"]) == 12
+
+
+def test_wrong_configuration_ends_with_2_and_names_it(tmp_path, venue_child):
+    folder = written_config(tmp_path / "config", venue_child)
+    (folder / "hft_config.json").write_text('{"output": {"prot": 1}}')
+    code, out, err = ended(tmp_path, "--config", folder)
+    assert code == 2 and out == "" and "hft_config.json" in err and "output.prot" in err and "port" in err
+    code, out, err = ended(tmp_path, "--config", tmp_path / "nowhere")
+    assert code == 2 and "nowhere" in err and len(err.splitlines()) == 1
+    for words, named in ((["--seconds", "inf"], "--seconds"), (["--seconds", "0"], "--seconds"),
+                         (["--venue", "nonsense"], "nonsense")):
+        code, out, err = ended(tmp_path, "--log", "", *words)
+        assert code == 2 and out == "" and named in err and "Traceback" not in err
+    code, out, err = ended(tmp_path, "--log", "", FEEDER_LOG="loud")
+    assert code == 2 and "FEEDER_LOG" in err
+
+
+def test_wrong_configuration_found_while_starting_ends_with_2_too(tmp_path, venue_child):
+    folder = written_config(tmp_path / "config", venue_child)
+    venue = json.loads((folder / f"{SPOT}.json").read_text())
+    (folder / "junk.pem").write_text("no certificate")
+    venue.update(websocket_url="wss://127.0.0.1:1", ca_file="junk.pem")
+    (folder / f"{SPOT}.json").write_text(json.dumps(venue))
+    code, out, err = ended(tmp_path, "--config", folder)
+    assert code == 2 and out == "" and "junk.pem" in err and "log: " in err and "Traceback" not in err
+    (folder / "hft_config.json").write_text('{"output": {"interface": "nonsense0"}, "log": {"path": ""}}')
+    code, out, err = ended(tmp_path, "--config", folder)
+    assert code == 2 and out == "" and "nonsense0" in err and "Traceback" not in err
+
+
+def test_a_log_or_report_that_cannot_be_opened_ends_with_2_before_anything_starts(tmp_path):
+    code, out, err = ended(tmp_path, "--log", "no/such/folder/run.log")
+    assert code == 2 and out == "" and str(tmp_path / "no/such/folder/run.log") in err
+    code, out, err = ended(tmp_path, "--log", "run.log", "--report", "no/such/folder/report.json")
+    assert code == 2 and out == "" and "no/such/folder/report.json" in err
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_full_disk_costs_log_lines_not_the_feed(tmp_path):
+    code, out, err = ended(tmp_path, "--log", "/dev/full", "--seconds", 1, "--report", "report.json")
+    assert (code, err) == (0, "")
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["log_lines_lost"] > 0 and report["books"]["live"] == 20
+    code, out, err = ended(tmp_path, "--log", "", "--seconds", 1, "--report", "/dev/full")
+    assert code == 2 and "/dev/full" in err and "books 20 live" in out, "the summary is shown all the same"
+
+
+def test_no_book_ever_live_is_a_fault_and_says_why(tmp_path, venue_child):
+    folder = written_config(tmp_path / "config", venue_child, names=[SPOT])
+    venue = json.loads((folder / f"{SPOT}.json").read_text())
+    port = free_port()
+    (folder / f"{SPOT}.json").write_text(json.dumps(dict(venue, websocket_url=f"ws://127.0.0.1:{port}")))
+    code, out, err = ended(tmp_path, "--config", folder, "--seconds", 1)
+    assert code == 1 and "no book ever became live" in err and "refused" in err and SPOT in err
+
+
+def free_port():
+    """A port where nobody listens."""
+    import socket
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def ordinary_interpreter():
+    """Words that run Python as `nobody`, or None where that cannot be."""
+    if not hasattr(os, "geteuid") or os.geteuid() or not shutil.which("setpriv"):
+        return None
+    for python in ("/usr/bin/python3", sys.executable):
+        words = ["setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--inh-caps", "-all", python]
+        tried = subprocess.run([*words, "-c", "import sys, ssl; assert sys.version_info >= (3, 9)"], cwd="/",
+                               stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if tried.returncode == 0:
+            return words
+    return None
+
+
+@linux
+def test_the_copied_folder_alone_works_for_an_ordinary_user():
+    interpreter = ordinary_interpreter()
+    if interpreter is None:
+        pytest.skip("needs root, setpriv and an interpreter that others may read")
+    with tempfile.TemporaryDirectory() as folder:         # not tmp_path: its parents are closed to others
+        copy = Path(folder) / "feeder"
+        shutil.copytree(PROJECT / "feeder", copy, ignore=shutil.ignore_patterns("__pycache__"))
+        home = Path(folder) / "home"
+        home.mkdir()
+        for each, *_ in os.walk(folder):
+            os.chmod(each, 0o755)
+        os.chmod(home, 0o777)
+        code, out, err = ended(home, "--seconds", 1, "--report", "report.json", interpreter=interpreter, package=folder,
+                               PYTHONDONTWRITEBYTECODE="1", HOME=str(home))
+        assert (code, err) == (0, "")
+        assert json.loads((home / "report.json").read_text())["books"]["live"] == 20
+        assert sorted(os.listdir(home)) == ["feeder.log", "report.json"]
+        code, out, err = ended(folder, "--seconds", 1, interpreter=interpreter, package=folder, HOME=str(home),
+                               PYTHONDONTWRITEBYTECODE="1")
+        assert code == 2 and "Permission denied" in err and str(Path(folder) / "feeder.log") in err
+
+
+# -- the live screen ------------------------------------------------------------------------------------------------
+
+
+def paintings(text):
+    """What stood on the terminal after each repaint: lists of lines. (A terminal puts a return before a newline.)"""
+    return [re.sub(r"\x1b\[[?0-9;]*[A-Za-z]", "", part.partition("\x1b[J")[0]).replace("\r\r\n", "\n").split("\n")
+            for part in text.split("\x1b[H")[1:]]
+
+
+@linux
+def test_the_live_screen_fits_every_size_and_gives_the_terminal_back(tmp_path):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    def resize(columns, lines):
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+
+    ours, terminal = pty.openpty()
+    resize(80, 24)
+    command = Command(tmp_path, "--log", "", stdout=terminal, TERM="xterm")
+    text = ""
+    try:
+        for columns, lines in ((80, 24), (40, 10), (200, 60), (20, 3)):
+            resize(columns, lines)
+            start = len(text)
+            while True:                      # a change of size clears all; from there on, the first whole one
+                text += os.read(ours, 65_536).decode()
+                whole = text[start:].partition("\x1b[2J")[2].rpartition("\x1b[J")[0]
+                seen = paintings(whole)
+                if seen and (columns != 80 or any(" 10 " in line for line in seen[-1])):
+                    break
+                assert len(seen) < 20
+            painting = seen[-1]
+            assert len(painting) <= lines and max(map(len, painting)) <= columns, (columns, lines, painting)
+            assert painting[0].startswith("feeder run")
+            if lines == 60:
+                assert sum(line.rstrip().startswith("binance_") for line in painting) == 22       # 2 venues, 20 books
+                assert not any("more lines" in line for line in painting)
+            elif lines > 3:
+                assert re.match(r"\.\.\. \d+ more lines", painting[-1])
+        command.process.send_signal(signal.SIGINT)
+        while "books 20 live" not in text.rpartition("\x1b[?1049l")[2]:
+            text += os.read(ours, 65_536).decode()
+    finally:
+        command.process.kill() if command.process.poll() is None and "\x1b[?1049l" not in text else None
+        code, _, err = command.end()
+        os.close(ours)
+        os.close(terminal)
+    assert (code, err) == (0, "")
+    assert text.count("\x1b[?1049h") == text.count("\x1b[?1049l") == 1 and text.count("\x1b[?25h") == 1
+
+
+@linux
+def test_a_reader_that_went_away_ends_it_and_is_no_fault(tmp_path):
+    """`feeder run | head -1`, and a report that nobody reads."""
+    command = Command(tmp_path, "--log", "run.log")
+    command.wait_for("1 s: ")
+    child = command.child()
+    command.process.stdout.close()
+    with command.process.stderr:
+        err = command.process.stderr.read()
+    assert (command.process.wait(20), err) == (0, "")
+    command.guard.cancel()
+    assert not os.path.exists(f"/proc/{child}")
+    command = Command(tmp_path, "--log", "run.log", "--seconds", 1, "--report", "-")
+    command.process.stdout.close()
+    with command.process.stderr:
+        err = command.process.stderr.read()
+    assert command.process.wait(20) == 0 and "Error" not in err and "a fault" not in err
+    command.guard.cancel()

@@ -7,6 +7,10 @@ from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
 
 VENUES = {venue.name: venue for venue in (BinanceSpot, BinanceUsdm, BinanceCoinm)}
 
+# Names that configuration may not use for anything else; the dialects are to come.
+RESERVED = ("bybit_spot", "bybit_linear", "okx", "coinbase", "coinbase_exchange", "upbit", "bithumb", "deribit", "kraken",
+            "bitfinex")
+
 # Dialects we can name but not read yet, by a part of their host.
 UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws.coinbase": "coinbase",
                "coinbase": "coinbase_exchange", "upbit": "upbit", "bithumb": "bithumb", "deribit": "deribit",

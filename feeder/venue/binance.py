@@ -21,7 +21,7 @@ from urllib.parse import parse_qs, quote, urlsplit
 from feeder.errors import VenueError
 from feeder.message import BUY, SELL
 from feeder.venue import shape
-from feeder.venue.contract import ACK, ERROR, GAP, NEXT, OLD, SHUTDOWN, Line, Notice, Request, Venue
+from feeder.venue.contract import ACK, ERROR, GAP, NEXT, OLD, SHUTDOWN, Line, Notice, Request, Venue, VenueFacts
 
 INT64 = 1 << 63
 MICROSECONDS_FROM = INT64 // 10**6  # a time from here on would not fit as ms: it is in µs (timeUnit=MICROSECOND)
@@ -30,6 +30,8 @@ MAX_LEARNED_PER_STREAM = 8      # a stream whose shape keeps changing is not wor
 MAX_STREAMS, MAX_PATTERNS = 16_384, 512     # a hostile venue may not make us learn for ever
 STREAMS_PER_MESSAGE = 100       # §2: some 100 per SUBSCRIBE are customary
 STREAM_AT = len('{"stream":"')
+
+SYMBOL = re.compile(r"[^\sa-z/@?&#%,\"\\]+")      # upper case, but not only ASCII since 2025 (§1)
 
 # A REST book, spot or futures; what is not captured is not read.
 SNAPSHOT = (rb'\{"lastUpdateId":' + shape.COUNT + rb'(?:,"E":' + shape.TIME + rb',"T":' + shape.ANY_INTEGER + rb')?'
@@ -50,7 +52,6 @@ class Binance(Venue):
     paths = {"depth": "/stream", "bbo": "/stream", "trade": "/stream"}
     trade_stream = "trade"
     depth_path = instruments_path = None
-    weights = ()
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -99,8 +100,8 @@ class Binance(Venue):
             raise self.fault(f"instrument list without {error}", body) from None
 
     def snapshot_request(self, instrument, levels):
-        limit, weight = next((pair for pair in self.weights if pair[0] >= levels), self.weights[-1])
-        return Request(f"{self.depth_path}?symbol={quote(instrument.symbol)}&limit={limit}", weight)
+        weight = next(weight for most, weight in self.facts.snapshot_weights if levels <= most)
+        return Request(f"{self.depth_path}?symbol={quote(instrument.symbol)}&limit={levels}", weight)
 
     def snapshot_symbol(self, url):
         parts = urlsplit(url)
@@ -399,7 +400,9 @@ class BinanceSpot(Binance):
     rest_prefixes = ("/api/",)
     depth_path = "/api/v3/depth"
     instruments_path, instruments_weight = "/api/v3/exchangeInfo", 20
-    weights = ((100, 5), (500, 25), (1000, 50), (5000, 250))        # §1: (levels, weight)
+    facts = VenueFacts(                                             # §1, §4; budgets are four fifths of the venue's
+        (("depth", "bbo", "trade"),), (100, 1000), range(1, 5001), ((100, 5), (500, 25), (1000, 50), (5000, 250)), SYMBOL,
+        {"snapshot_limit": 5000, "snapshot_weight_per_minute": 4800, "streams_per_connection": 1024})
 
     @staticmethod
     def follows(sequence, bridged, first, last, previous):
@@ -432,7 +435,10 @@ class BinanceUsdm(BinanceFutures):
     trade_stream = "aggTrade"
     depth_path = "/fapi/v1/depth"
     instruments_path, instruments_weight = "/fapi/v1/exchangeInfo", 1
-    weights = ((5, 2), (10, 2), (20, 2), (50, 2), (100, 5), (500, 10), (1000, 20))
+    facts = VenueFacts(
+        (("depth", "bbo"), ("trade",)), (100, 250, 500), (5, 10, 20, 50, 100, 500, 1000),
+        ((50, 2), (100, 5), (500, 10), (1000, 20)), SYMBOL,
+        {"snapshot_limit": 1000, "snapshot_weight_per_minute": 1920, "streams_per_connection": 200})
 
 
 class BinanceCoinm(BinanceFutures):
@@ -443,4 +449,3 @@ class BinanceCoinm(BinanceFutures):
     trade_stream = "aggTrade"
     depth_path = "/dapi/v1/depth"
     instruments_path, instruments_weight = "/dapi/v1/exchangeInfo", 1
-    weights = ((5, 2), (10, 2), (20, 2), (50, 2), (100, 5), (500, 10), (1000, 20))

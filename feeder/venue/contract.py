@@ -13,7 +13,7 @@ from collections import Counter, namedtuple
 
 from feeder import fixed
 from feeder.errors import NumberError, PrecisionError, RangeError, VenueError
-from feeder.instrument import SYMBOL_BYTES, Instrument
+from feeder.instrument import SYMBOL_BYTES, WIRE_EXPONENT, Instrument
 
 MAX_COUNTED_KINDS = 64
 MAX_SHOWN = 200                # characters of a payload in an error
@@ -27,6 +27,11 @@ Line = namedtuple("Line", "path streams")
 
 # One REST request: `path` behind the venue's REST URL and what it costs of the venue's budget.
 Request = namedtuple("Request", "path weight")
+
+# What the configuration has to know of a venue to judge and plan it; from the venues' documents.
+#   routes: channels that may share a connection      snapshot_weights: (up to this many levels, request weight)
+#   symbol: pattern of a symbol                       defaults: of the venue's configuration keys
+VenueFacts = namedtuple("VenueFacts", "routes depth_intervals_ms snapshot_limits snapshot_weights symbol defaults")
 
 # What a message's place in the sequence means for a book at `sequence`.
 OLD, NEXT, GAP = "old", "next", "gap"
@@ -75,7 +80,7 @@ class Venue:
     """
 
     name = None
-    snapshots_by_rest = True
+    facts = None                      # VenueFacts; None for a dialect that is for replay only
 
     def __init__(self, sink, instruments, discover=False, depth=20):
         self.sink = sink
@@ -180,6 +185,10 @@ class Venue:
                 numbers = [fixed.parse(text, decimals) for text in texts]
         except (PrecisionError, RangeError) as error:
             self.sink.stale(instrument, "precision" if isinstance(error, PrecisionError) else "range", 0)
+            needed = max(printed, *map(fixed.decimals_of, texts))
+            if needed < known:                # one odd message had made the decimals too many for all others
+                setattr(instrument, what + "_exponent", WIRE_EXPONENT)
+                self.rescale(instrument, what, needed, 0)
             raise
         if numbers:
             if min(numbers) < 0:
@@ -194,7 +203,9 @@ class Venue:
 
     def widen(self, instrument, what, decimals):
         """Give the instrument more decimals and tell everybody behind us what to multiply by."""
-        scale = 10 ** (decimals - getattr(instrument, what + "_decimals"))
+        self.rescale(instrument, what, decimals, 10 ** (decimals - getattr(instrument, what + "_decimals")))
+
+    def rescale(self, instrument, what, decimals, scale):
         setattr(instrument, what + "_decimals", decimals)
         instrument.rescale()
         self.forget(instrument)
