@@ -261,7 +261,7 @@ class RecordReader:
         text = bytes(self.buffer[at + BODY + DEFINE_BODY.size:][:tick_bytes + lot_bytes]).decode()
         instrument = self.instruments[number]
         is_new = number not in self.known
-        scales = [1 if is_new else 10 ** max(0, grown) for grown in (
+        scales = [1 if is_new else 10 ** grown if grown >= 0 else 0 for grown in (
             price_decimals - instrument.price_decimals, quantity_decimals - instrument.quantity_decimals)]
         instrument.price_decimals, instrument.quantity_decimals = price_decimals, quantity_decimals
         instrument.price_exponent, instrument.quantity_exponent = price_exponent, quantity_exponent

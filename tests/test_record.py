@@ -54,9 +54,9 @@ def widen(rng, instrument):
     scales = []
     for what in ("price", "quantity"):
         decimals = getattr(instrument, what + "_decimals")
-        more = rng.choice((0, 0, 1, 3)) if decimals < 12 else 0
+        more = rng.choice((0, 0, 1, 3)) if decimals < 12 else -12
         setattr(instrument, what + "_decimals", decimals + more)
-        scales.append(10 ** more)
+        scales.append(10 ** more if more >= 0 else 0)
         if rng.random() < 0.1:
             setattr(instrument, what + "_exponent", -decimals - more)
     instrument.rescale()

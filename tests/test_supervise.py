@@ -193,6 +193,7 @@ def test_all_books_are_the_true_ones(workers):
             text.startswith(name + " ") for text in screen)] == ["publish", "worker-0", "supervise"]
         assert report["books"] == {"live": 20, "syncing": 0, "stale": 0}
         assert report["gaps"] == report["resyncs"] == 0 and report["latency_ns"]["count"] > 100
+        assert 0 < report["latency_ns"]["p50"] < SECOND / 10
         assert [row["symbol"] for row in report["instruments"]] == list(SYMBOLS) * 2       # the ids, over all workers
         for row in report["venues"]:
             assert row["connected"] == row["lines"] == (1 if row["venue"] == SPOT else 2) * workers
@@ -239,11 +240,13 @@ def test_a_killed_worker_has_its_books_stale_at_once_and_back_live():
         made.start()
         made.spin(0.3)
         count, session = len(made.witness.statuses), made.witness.session
+        made.child("worker-1").pause_ns = SECOND                  # so that it is not its successor who finds out
         made.kill("worker-1")
         mine = {(name, SYMBOLS[1]) for name in BOTH}              # dealt out in turn: the second of three
         made.until(lambda: {key for key, _ in made.stale_since(count)} == mine, 2)
         assert {reason for _, reason in made.stale_since(count)} == {"disconnect"}
         made.until(lambda: all((name, False, "disconnect") in made.witness.statuses[count:] for name in BOTH), 2)
+        assert not made.child("worker-1").is_running
         made.until(made.live)
         made.until(lambda: all([up for key, up, _ in made.witness.statuses if key == name][-1] for name in BOTH))
         made.spin(0.3)
@@ -258,10 +261,11 @@ def test_a_killed_publisher_comes_back_with_a_new_session_and_all_books():
     with rig() as made:
         made.start()
         made.spin(0.3)
-        session = made.witness.session
+        count, session = len(made.witness.statuses), made.witness.session
         made.kill("publish")
         made.until(lambda: made.witness.session != session)
         made.until(made.live)
+        made.until(lambda: all((name, True, "none") in made.witness.statuses[count:] for name in BOTH))
         made.spin(0.3)
         made.settle()
         report = made.finish(restarts=1)
