@@ -14,7 +14,7 @@ caller polls with run_once(0) or the idle strategy does (see idle.py).
 
 `event_interval` bounds what a stream does in its turn: it reads `turn_buffer`, as many bytes as that many messages
 of the ordinary length. Time goes with bytes, so a busy connection holds the others, the timers and the posts back for
-0.6 ms instead of the 7 ms that a whole buffer takes, at the same throughput (docs/experiments.md).
+0.6 ms instead of the 7 ms that a whole buffer takes, at no visible cost in throughput (docs/experiments.md).
 
 Not here: closing what was registered. Whoever opened a socket unregisters and closes it.
 """
