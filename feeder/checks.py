@@ -23,7 +23,6 @@ WORST_FIRST = (UNFIT, DEGRADED, UNKNOWN, OK)
 KIB, MIB = 1 << 10, 1 << 20
 OLDEST_KERNEL = (4, 18)                # the newest of what is used: UDP_SEGMENT
 OLDEST_PYTHON = (3, 9)
-ORDERED_MACHINES = ("x86_64", "amd64", "i386", "i686")       # as in supervise, which would load all of the feeder
 GOOD_CLOCKS = ("tsc", "kvm-clock", "hyperv_clocksource_tsc_page", "arch_sys_counter", "riscv_clocksource", "timebase",
                "tod")                  # read without entering the kernel
 PTP_DAEMONS = ("ptp4l", "phc2sys", "timemaster")             # steer the clock without telling the kernel
@@ -51,7 +50,7 @@ class Patient:
         self.tls, self.reached = tls, reached            # None: an interpreter without ssl; [(venue, [Reached, ...])]
         self.workers = min(config.hft.runtime.workers, max(len(venue.symbols) for venue in config.venues))
         self.is_linux = host.kernel().system == "Linux"
-        self.is_ordered = host.machine.lower() in ORDERED_MACHINES
+        self.is_ordered = host.machine.lower() in layout.ORDERED_MACHINES
         self.ring_bytes = ring_bytes(config.hft.processing.ring_buffer_size,
                                      sum(len(venue.symbols) for venue in config.venues))
         self.process_bytes = configuration.memory_bytes(config) + self.workers * self.ring_bytes
@@ -171,7 +170,7 @@ def processors(patient):
     return row("processors", ", ".join(parts) or None, f"at least {needed}, no quota",
                len(patient.usable) < needed or bool(quota),
                "a quota stops the feed for the rest of each period, up to 100 ms" if quota else
-               "processes wait for each other",
+               "`run` starts fewer workers than are configured" if patient.workers else "processes wait for each other",
                [f"# {quota.path}: remove CPUQuota= of the unit, --cpus of the container"] if quota else
                [f"# {needed} processors, or fewer runtime.workers"])
 

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from feeder import clock, config as configuration, log as logs, report
 from feeder.errors import ConfigError, HostError
 from feeder.host import measures
+from feeder.host.cores import ORDERED_MACHINES, recommend, topology_of
+from feeder.host.facts import Host
 from feeder.host.measures import Measures
 from feeder.net import STRATEGIES, Loop
 from feeder.pipeline import Pipeline
@@ -106,12 +108,14 @@ def main(args):
     if args.workers is not None:
         if not accepts("int", args.workers, WORKERS):
             raise ConfigError(f"--workers {args.workers}: expected {expected('int', WORKERS)}")
-        config.hft.runtime.workers = args.workers
+        config.hft.runtime.workers = args.workers      # as asked, whatever the host
     if args.log is not None:
         config.log.path = args.log
     if args.report not in (None, "-"):
         report.check_writable(args.report)
     logs.setup(config.log.path, config.log.level, config.log.max_bytes, config.log.keep)
+    if args.workers is None:
+        choose_workers(config.hft.runtime, Host())
     try:
         return run(config, args)
     except (ConfigError, HostError) as error:
@@ -126,6 +130,16 @@ def main(args):
         return EXIT_FAULT
     finally:
         logs.close()
+
+
+def choose_workers(runtime, host):
+    """What is configured is the most; this host may have cores for fewer."""
+    if runtime.workers:
+        topology = topology_of(host)
+        cores = recommend(topology, host.machine.lower() in ORDERED_MACHINES) if topology else None
+        chosen = min(runtime.workers, len(cores.workers)) if cores else 0
+        log.info("workers: %d of at most %d: %s", chosen, runtime.workers, cores.why if cores else "no processors known")
+        runtime.workers = chosen
 
 
 def run(config, args):

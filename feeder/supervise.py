@@ -21,6 +21,7 @@ from functools import reduce
 
 from feeder import clock, config as configuration, log as logs, ring, shm
 from feeder.errors import ConfigError, HostError
+from feeder.host.cores import ORDERED_MACHINES
 from feeder.host.measures import Measures
 from feeder.net import Loop
 from feeder.pipe import LineReader, LineWriter
@@ -30,7 +31,6 @@ from feeder.status import Status, added
 
 log = logging.getLogger("feeder.supervise")
 
-ORDERED = ("x86_64", "amd64", "i386", "i686")
 MAX_SHOWN = 200                             # instruments of the screen, a status carries no more
 WATCH_NS = clock.SECOND
 SILENCE_NS = 10 * clock.SECOND              # without figures; they come every second or half
@@ -261,7 +261,7 @@ def check(config):
     if os.name != "posix":
         raise HostError("workers need descriptors that children inherit, which this system does not have; "
                         "run with workers 0")
-    if platform.machine().lower() not in ORDERED and os.environ.get("FEEDER_FORCE_RING") != "1":
+    if platform.machine().lower() not in ORDERED_MACHINES and os.environ.get("FEEDER_FORCE_RING") != "1":
         raise HostError(f"rings rely on the memory order of x86-64, this is {platform.machine()}; run with workers 0, "
                         "or set FEEDER_FORCE_RING=1 at your own risk")
     slots = config.hft.processing.ring_buffer_size

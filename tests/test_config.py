@@ -85,6 +85,8 @@ def test_shipped_folder_is_valid(limited):
 
 def test_shipped_settings_are_the_defaults():
     loaded, built = config.load(SHIPPED), config.builtin()
+    assert (loaded.hft.runtime.workers, built.hft.runtime.workers) == (4, 0), "embedded: all in one process"
+    built.hft.runtime.workers = 4
     assert repr((loaded.hft, loaded.output, loaded.log)) == repr((built.hft, built.output, built.log))
 
 

@@ -17,7 +17,6 @@ from feeder.host.timekeeping import Clock
 from feeder.net.ethtool import Offloads
 from feeder.net.probe import Reached, TlsStore
 from feeder.ring import ring_bytes
-from feeder.supervise import ORDERED
 from machines import MIB, build
 from support import dice
 
@@ -186,10 +185,6 @@ def test_memory_order(tmp_path, machine, status):
     assert forced.status == (OK if status == OK else DEGRADED)
     found = only(tmp_path / "b", "memory order", machine=machine)
     assert found.status == OK and (status == OK) == ("weaker" not in found.found)
-
-
-def test_machines_in_order_are_those_that_run_accepts():
-    assert checks.ORDERED_MACHINES == ORDERED
 
 
 @pytest.mark.parametrize("release, status", [("4.17.9", DEGRADED), ("4.18.0-553.el8.x86_64", OK), ("6.18", OK),

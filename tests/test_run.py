@@ -21,6 +21,7 @@ from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from pathlib import Path
 
+import machines
 import pytest
 from support import PROJECT, book_decimals, dice
 
@@ -31,7 +32,7 @@ from feeder.message import LIVE, STALE
 from feeder.net import PacketReceiver
 from feeder.packet import ALL_INSTRUMENTS, LAST, SNAPSHOT, Bbo, Book, Status, Trade
 from feeder.receiver import Receiver
-from feeder.run import Run
+from feeder.run import Run, choose_workers
 from feeder.twin import spawn
 from feeder.twin.faults import KINDS, Fault
 from feeder.twin.market import BBO, DEPTH
@@ -829,3 +830,14 @@ def test_a_reader_that_went_away_ends_it_and_is_no_fault(tmp_path):
         err = command.process.stderr.read()
     assert command.process.wait(20) == 0 and "Error" not in err and "a fault" not in err
     command.guard.cancel()
+
+
+def test_workers_are_as_many_as_the_host_has_cores_for(tmp_path, caplog):
+    caplog.set_level("INFO", "feeder.run")
+    for name, machine, most, chosen in (("numa", machines.numa(), 4, 3), ("two", machines.numa(), 2, 2),
+                                        ("none", machines.numa(), 0, 0), ("vm", machines.vm(), 4, 0)):
+        runtime = configuration.builtin().hft.runtime
+        runtime.workers = most
+        choose_workers(runtime, machines.build(tmp_path / name, machine))
+        assert runtime.workers == chosen, name
+    assert "workers: 3 of at most 4: " in caplog.text and "one process with a core of its own" in caplog.text

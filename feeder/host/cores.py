@@ -12,6 +12,7 @@ work has to go somewhere. `why` is the sentence for people.
 from collections import namedtuple
 
 MOST_WORKERS = 4                       # the plan's; beyond it the publisher is the bottleneck
+ORDERED_MACHINES = ("x86_64", "amd64", "i386", "i686")       # stores become visible in order, which rings rely on
 FEWEST_CORES_FOR_WORKERS = 4           # below it a ring only moves the work about: rest, publisher, two workers
 
 Topology = namedtuple("Topology", "usable isolated siblings nodes quota network_node")
