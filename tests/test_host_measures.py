@@ -130,7 +130,9 @@ def test_a_host_that_refuses_everything_stops_nothing(caplog):
     taken = Measures(hft(cpu_affinity__processor_core=0), "feeder-test", 0, Refuses())
     rows = {row.measure: row for row in taken.apply(1 << 20, 1, BUFFERS)}
     for name in ("names", "lock", "pin", "timer-slack"):
-        assert rows[name].state == FAILED and "not permitted" in rows[name].evidence, rows[name]
+        assert rows[name].state == FAILED, rows[name]
+        # An ordinary user's lock is not even tried: the limit is known to be below what is in use.
+        assert "not permitted" in rows[name].evidence or name == "lock" and "RLIMIT_MEMLOCK" in rows[name].evidence
         assert "Errno" not in rows[name].evidence
         assert f"{name} failed" in taken.wanting() and f"{name} failed: " in caplog.text
     assert rows["malloc"].state == PARTLY
@@ -254,8 +256,11 @@ class Witnessed:
             if int(task) != pid:
                 self.helpers[task] = re.search("Cpus_allowed_list:\t(.*)", proc(pid, f"task/{task}/status")).group(1)
         self.comm = proc(pid, "comm").strip()
-        with open(f"/proc/{pid}/timerslack_ns") as file:
-            self.slack = file.read().strip()
+        try:
+            with open(f"/proc/{pid}/timerslack_ns") as file:
+                self.slack = file.read().strip()
+        except PermissionError:           # another process's is for CAP_SYS_NICE
+            self.slack = None
         self.maps = proc(pid, "maps")
         if shutil.which("ss"):
             self.sockets = subprocess.run(["ss", "-tunamOp"], stdout=subprocess.PIPE, text=True).stdout
@@ -323,7 +328,7 @@ def test_a_run_as_the_kernel_sees_it(runs):
     core, others = some_cores()
     seen = runs["tuned"].result()
     judge(seen, core, others)
-    assert seen.slack == "1"
+    assert seen.slack in ("1", None)
     judge_buffers(seen)
     lock = seen.measures["lock"]
     assert (seen.vm_lck > 0) == (lock["state"] in (ON, PARTLY)), lock
