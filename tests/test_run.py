@@ -236,28 +236,19 @@ class Witness:
         assert (heard.gap_count, heard.mismatches, heard.crossed, heard.errors) == (0, 0, 0, {}), heard.last_mismatch
 
 
-class Rig:
-    """A Run, its Witness and, unless the venues are elsewhere, a Twin, all in one loop."""
+class Live:
+    """What rigs of one process and of several share: `run` with its loop, `witness`, and a twin in the same loop."""
 
-    def __init__(self, stack, config, rate=1_500, levels=100, twin=True):
-        print("seed", SEED)
-        self.witness = Witness(config.output)        # listens before the first packet: Run sends definitions at once
-        self.run = Run(config, stack)
-        stack.callback(self.witness.close)
-        self.loop = self.run.loop
-        self.truth = self.twin = None
-        if twin:
-            self.twin = Twin(self.loop, {venue.name: venue.symbols for venue in config.venues}, seed=SEED, rate=rate,
-                             levels=levels, rest_latency_ms=3)
-            stack.callback(self.twin.close)
-            self.truth = Truth(self.twin)
-            for venue in config.venues:
-                venue.websocket_url = self.twin.info[venue.name]["websocket_url"]
-                venue.rest_url = self.twin.info[venue.name]["rest_url"]
-        self.witness.join(self.loop, self.truth)
-        self.entries = self.run.pipeline.publisher.entries
+    def add_twin(self, stack, config, rate, levels):
+        self.twin = Twin(self.loop, {venue.name: venue.symbols for venue in config.venues}, seed=SEED, rate=rate,
+                         levels=levels, rest_latency_ms=3)
+        stack.callback(self.twin.close)
+        self.truth = Truth(self.twin)
+        for venue in config.venues:
+            venue.websocket_url = self.twin.info[venue.name]["websocket_url"]
+            venue.rest_url = self.twin.info[venue.name]["rest_url"]
 
-    def until(self, condition, seconds=15):
+    def until(self, condition, seconds=20):
         give_up_ns = steady_ns() + seconds * SECOND
         while not condition():
             assert steady_ns() < give_up_ns, f"waited in vain; {self.run.line()}; {self.witness.wrong}"
@@ -268,12 +259,28 @@ class Rig:
         end_ns = steady_ns() + int(seconds * SECOND)
         self.until(lambda: steady_ns() >= end_ns, seconds + 5)
 
-    def live(self):
-        return all(entry.state == LIVE for entry in self.entries)
-
     def start(self):
         self.run.start()
         self.until(self.live)
+
+
+class Rig(Live):
+    """A Run, its Witness and, unless the venues are elsewhere, a Twin, all in one loop."""
+
+    def __init__(self, stack, config, rate=1_500, levels=100, twin=True):
+        print("seed", SEED)
+        self.witness = Witness(config.output)        # listens before the first packet: Run sends definitions at once
+        self.run = Run(config, stack)
+        stack.callback(self.witness.close)
+        self.loop = self.run.loop
+        self.truth = self.twin = None
+        if twin:
+            self.add_twin(stack, config, rate, levels)
+        self.witness.join(self.loop, self.truth)
+        self.entries = self.run.pipeline.publisher.entries
+
+    def live(self):
+        return all(entry.state == LIVE for entry in self.entries)
 
     def true_book(self, instrument):
         return self.twin.book(instrument.venue, instrument.symbol)

@@ -18,7 +18,7 @@ from functools import reduce
 
 import pytest
 from support import PROJECT, dice
-from test_run import BOTH, SEED, SPOT, SYMBOLS, Truth, Witness, free_address, made_config
+from test_run import BOTH, SEED, SPOT, SYMBOLS, Live, Truth, Witness, free_address, made_config
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns
@@ -73,7 +73,7 @@ class SessionWitness(Witness):
         super().judge_status(channel, message)
 
 
-class Rig:
+class Rig(Live):
     def __init__(self, stack, workers, symbols, rate=1_200, levels=100, slots=65_536, **keys):
         self.before = shared_memory()
         config = self.config = made_config(symbols, **{"snapshot_limit": 100, "published_depth": 0, **keys})
@@ -83,26 +83,10 @@ class Rig:
         self.run = Supervisor(config, stack, INTERVAL_NS)
         stack.callback(self.witness.close)
         self.loop = self.run.loop
-        self.twin = Twin(self.loop, {venue.name: venue.symbols for venue in config.venues}, seed=SEED, rate=rate,
-                         levels=levels, rest_latency_ms=3)
-        stack.callback(self.twin.close)
-        self.truth = Truth(self.twin)
-        for venue in config.venues:
-            venue.websocket_url = self.twin.info[venue.name]["websocket_url"]
-            venue.rest_url = self.twin.info[venue.name]["rest_url"]
+        self.add_twin(stack, config, rate, levels)
         self.run.job["config"] = configuration.dump(config)
         self.witness.join(self.loop, self.truth)
         self.count = sum(len(venue.symbols) for venue in config.venues)
-
-    def until(self, condition, seconds=20):
-        give_up_ns = steady_ns() + seconds * SECOND
-        while not condition():
-            assert steady_ns() < give_up_ns, f"waited in vain; {self.run.line()}; {self.witness.wrong}"
-            self.loop.run_once(20 * MILLISECOND)
-
-    def spin(self, seconds):
-        end_ns = steady_ns() + int(seconds * SECOND)
-        self.until(lambda: steady_ns() >= end_ns, seconds + 5)
 
     def views(self):
         """{(venue, symbol): view} of the present session."""
@@ -113,10 +97,6 @@ class Rig:
     def live(self):
         views = self.views()
         return len(views) == self.count and all(view.state == LIVE for view in views.values())
-
-    def start(self):
-        self.run.start()
-        self.until(self.live)
 
     def child(self, name):
         return next(child for child in self.run.children if child.name == name)
