@@ -22,7 +22,7 @@ from struct import Struct, error as struct_error
 from feeder.errors import FeederError, PacketError
 from feeder.fixed import WIRE_DECIMALS, rescale
 from feeder.instrument import SYMBOL_BYTES, VENUE_BYTES
-from feeder.message import BUY, LIVE, SELL, STATE_NAMES
+from feeder.message import BUY, SELL, STATE_NAMES
 
 MAGIC = 0x31524446            # "FDR1" as bytes on the wire
 VERSION = 1
@@ -336,4 +336,3 @@ def read_status(data, at, length):
 
 READERS = {DEFINITION: read_definition, SNAPSHOT: read_levels, INCREMENT: read_levels,
            TRADE: read_trade, BBO: read_bbo, STATUS: read_status}
-assert LIVE in STATE_NAMES

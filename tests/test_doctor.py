@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import machines
-from feeder import checks, cli, config as configuration, doctor
+from feeder import cli, config as configuration, doctor
 from feeder.checks import DEGRADED, OK, UNFIT, UNKNOWN, Patient, examine, verdict
 from feeder.host.facts import Host
 from feeder.host.timekeeping import Clock

@@ -18,7 +18,7 @@ from functools import reduce
 
 import pytest
 from support import PROJECT, dice
-from test_run import BOTH, SEED, SPOT, SYMBOLS, Live, Truth, Witness, free_address, made_config
+from test_run import BOTH, SPOT, SYMBOLS, Live, Witness, free_address, made_config
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns
@@ -30,7 +30,6 @@ from feeder.run import Run
 from feeder.status import added
 from feeder.supervise import Supervisor, check
 from feeder.twin.faults import Fault
-from feeder.twin.server import Twin
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are POSIX only")
 INTERVAL_NS = 100 * MILLISECOND

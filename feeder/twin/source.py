@@ -19,7 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from ..errors import CaptureError
 from .binance import Words, text_makers
-from .market import AGGREGATE, BBO, DEPTH, TRADE, Market, Spec
+from .market import AGGREGATE, BBO, DEPTH, TRADE, Market
 
 SECOND_NS = 10 ** 9
 BURST_S = 0.05               # what was missed is made up in bites of so many seconds' worth,
