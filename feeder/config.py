@@ -459,12 +459,20 @@ def rows(file):
             yield key.path, default, expected(key.kind, key.bounds), key.meaning
 
 
+SNAPSHOT_BURST = 0.25          # of a minute's weight may be spent at once; the rest of it refills, evenly
+
+
+def snapshot_seconds(weight, per_minute):
+    """Return how long ingest's SnapshotQueue takes to spend so much."""
+    return max(0, weight - SNAPSHOT_BURST * per_minute) / ((1 - SNAPSHOT_BURST) * per_minute) * 60
+
+
 def snapshot_weight(facts, limit):
     return next(weight for levels, weight in facts.snapshot_weights if limit <= levels)
 
 
 def plan(config):
-    """What `run` would do, as a dict for JSON. Snapshots are taken to be spread evenly over their budget."""
+    """What `run` would do, as a dict for JSON. Snapshots take what their budget makes them wait."""
     venues = []
     for venue in config.venues:
         facts, count = KNOWN_VENUES[venue.name], len(venue.symbols)
@@ -477,7 +485,7 @@ def plan(config):
             "streams": sum(routes),
             "connections": sum(-(-streams // venue.streams_per_connection) for streams in routes),
             "snapshots": snapshots, "snapshot_levels": venue.snapshot_limit, "snapshot_weight": weight * snapshots,
-            "snapshot_seconds": round(60 * weight * snapshots / venue.snapshot_weight_per_minute, 1)})
+            "snapshot_seconds": round(snapshot_seconds(weight * snapshots, venue.snapshot_weight_per_minute), 1)})
     return {"valid": True, "source": config.source, "venues": venues, "memory_bytes": memory_bytes(config),
             "output": config.output.as_dict(), "log": config.log.as_dict(),
             **{name: section.as_dict() for name, section in config.hft.as_dict().items()}}

@@ -7,7 +7,7 @@ One Feed has one budget of connects and one of request weight. A connection that
 `stale_after_s` is dead, however well it pings. What a lost connection carried goes STALE at once and alone:
 the books whose increments were on it, not those of which it had only trades.
 
-Hot:  LineConnection.on_data; measured by `feeder bench wire`.
+Hot:  LineConnection.on_data; measured live by `make bench-host`.
 """
 
 import base64
@@ -18,6 +18,7 @@ from collections import deque
 from urllib.parse import urlsplit
 
 from feeder import clock
+from feeder.config import SNAPSHOT_BURST
 from feeder.errors import FeederError, NumberError, VenueError
 from feeder.log import Limited
 from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, connect, proxy_for, tls_context
@@ -241,7 +242,8 @@ class SnapshotQueue:
     def __init__(self, feed):
         self.feed = feed
         self.per_minute = feed.config.snapshot_weight_per_minute
-        self.capacity = self.per_minute / 4
+        self.capacity = SNAPSHOT_BURST * self.per_minute
+        self.refill = (1 - SNAPSHOT_BURST) * self.per_minute / 60e9       # weight a ns
         self.level = self.capacity
         self.filled_ns = clock.steady_ns()
         self.waiting = deque()
@@ -272,13 +274,13 @@ class SnapshotQueue:
             self.timer = None
         while self.waiting and self.running < SNAPSHOTS_AT_ONCE:
             now_ns = clock.steady_ns()
-            self.level = min(self.capacity, self.level + (now_ns - self.filled_ns) * 0.75 * self.per_minute / 60e9)
+            self.level = min(self.capacity, self.level + (now_ns - self.filled_ns) * self.refill)
             self.filled_ns = now_ns
             instrument = self.waiting[0]
             request = self.feed.venue.snapshot_request(instrument, self.feed.config.snapshot_limit)
             weight = min(request.weight, self.capacity)       # a budget below one request still serves, slowly
             wait_ns = max(self.pause_until_ns - now_ns,
-                          int((weight - self.level) / (0.75 * self.per_minute) * 60e9) if weight > self.level else 0)
+                          int((weight - self.level) / self.refill) if weight > self.level else 0)
             if wait_ns > 0:
                 self.timer = self.feed.loop.call_after(wait_ns + 1, self.serve)
                 return

@@ -409,7 +409,7 @@ def test_check_config_text(capsys):
     assert "symbols    54, 20 levels a side published" in out
     assert "162 (depth, trade, bbo) on 1 connection to wss://stream.binance.com:9443" in out
     assert "150 (depth, trade, bbo) on 2 connections to wss://fstream.binance.com" in out
-    assert "54 of 5000 levels, weight 13500, in about 169 s from https://api.binance.com" in out
+    assert "54 of 5000 levels, weight 13500, in about 205 s from https://api.binance.com" in out
     assert "239.192.0.1:30001" in out and "MiB" in out
 
 
