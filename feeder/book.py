@@ -19,8 +19,8 @@ and every change is published. A receiver who applies the published changes and 
 exactly our first `depth` levels: changes at or above the old floor are all told, and levels that came into the
 window because others left it are told with them.
 
-Why no tick ladder in arrays, as first designed: on five recordings it cost 250 to 950 ns a level, this 117 to
-213, a bare dict 74 to 136 (docs/experiments.md).
+Why no tick ladder in arrays, as first designed: on five recordings it cost 250 to 950 ns a level, this 138 to
+269, a bare dict 74 to 149 (docs/experiments.md).
 """
 
 from bisect import bisect_left, insort

@@ -1,7 +1,7 @@
 """The listener's half of the protocol: datagrams in; sequences checked, books kept, every gap named.
 
 In:   one datagram and the time it came.   Out: what arrived, what did not, and each instrument's book.
-Hot:  Receiver.receive; 20,000 datagrams a second are its aim (`feeder bench listen`).
+Hot:  Receiver.receive; 20,000 datagrams a second are its aim (no bench yet; tests/test_receiver.py has its answers).
 
 Sequences number messages, so a packet covers sequence .. sequence + count - 1 of its channel. Against the
 number expected next:

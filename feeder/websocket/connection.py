@@ -1,7 +1,7 @@
 """One WebSocket connection after its handshake (RFC 6455 §5 to §8): bytes to messages, messages to frames.
 
 In:   `receive` what the peer sent, cut anywhere.   Out: events (opcode, payload), and bytes for the peer.
-Hot:  `receive` of a client, short unmasked text frames; measured by `feeder bench websocket`.
+Hot:  `receive` of a client, short unmasked text frames; measured by `feeder bench frame`.
 
     open --close()--> closing --peer's close--> closed
     open --peer's close (answered by itself)--> closed
