@@ -23,12 +23,13 @@ from feeder import log
 from feeder.errors import ConfigError
 from feeder.schema import (BY_VENUE, KNOWN_VENUES, LISTS, REQUIRED, SCHEMA, SUPPORTED_VENUES, accepts, defaults,
                            expected, names_below)
+from feeder.venue import EMBEDDED, VENUES
+from feeder.venue.contract import REST
 
 MAX_FILE_BYTES = 1 << 20
 MAX_PROBLEMS_SHOWN = 50
 TWIN_LEVELS = 1000           # a side of the twin's books, all of them in one snapshot
-TWIN_SYMBOLS = ("BTCUSDT", "ETHUSDT", "SOLUSDT", "BNBUSDT", "XRPUSDT",
-                "ADAUSDT", "DOGEUSDT", "AVAXUSDT", "DOTUSDT", "LINKUSDT")
+TWIN_COINS = ("BTC", "ETH", "SOL", "BNB", "XRP", "ADA", "DOGE", "AVAX", "DOT", "LINK")     # all against USDT
 
 
 class Section:
@@ -95,28 +96,27 @@ class Config(Section):
     __slots__ = ("venues", "hft", "output", "log", "names", "source")
 
 
-_QUOTES = ("FDUSD", "USDT", "USDC", "TUSD", "USD1", "USD", "BTC", "ETH", "BNB", "EUR", "TRY", "BRL", "JPY")
-
-
-def common_name(symbol):
-    """BTCUSDT -> BTC/USDT, BTCUSDT_260925 -> BTC/USDT_260925; text that ends in no known quote stays as it is."""
-    pair, mark, expiry = symbol.partition("_")
-    for quote in _QUOTES:
-        if pair.endswith(quote) and pair != quote:
-            return f"{pair[:-len(quote)]}/{quote}{mark}{expiry}"
-    return symbol
+def common_name(venue, symbol):
+    """The venue's rule for its symbols: BTC/USDT, BTC/USDT-PERP."""
+    return VENUES[venue].common_name(symbol)
 
 
 def builtin(venues=None):
-    """The embedded configuration. No files; `run` starts the twin and fills in both URLs of each venue.
+    """The embedded configuration; without `venues` the EMBEDDED ones. No files; `run` starts the twin and fills in both
+    URLs of each venue.
 
     Snapshots of 1,000 levels cost little of the budget, so that all books are live at once. One process has the lowest
     latency on a small host, and is enough for what the twin sends.
     """
     reader = _Reader()
-    chosen = reader.choose(venues, SUPPORTED_VENUES, "the embedded configuration")
-    fixed = {"symbols": TWIN_SYMBOLS, "websocket_url": "", "rest_url": "", "snapshot_limit": TWIN_LEVELS}
-    found = [dict(defaults("venue", name), venue=name, **fixed) for name in chosen]
+    chosen = reader.choose(venues or EMBEDDED, SUPPORTED_VENUES, "the embedded configuration")
+    found = []
+    for name in chosen:
+        values = dict(defaults("venue", name), venue=name, websocket_url="", rest_url="",
+                      symbols=[VENUES[name].spelling(coin, "USDT") for coin in TWIN_COINS])
+        if VENUES[name].book == REST:
+            values["snapshot_limit"] = TWIN_LEVELS
+        found.append(values)
     return reader.assemble(found, dict(defaults("hft"), **{"runtime.workers": 0}), {}, "embedded configuration")
 
 
@@ -277,8 +277,8 @@ class _Reader:
         facts = KNOWN_VENUES[name or values["venue"]]
         if name and values["venue"] != name:
             self.problem("venue", _show(values["venue"]), f"{json.dumps(name)}, as the file is named")
-        for key, allowed in (("depth_interval_ms", facts.depth_intervals_ms),
-                             ("snapshot_limit", facts.snapshot_limits)):
+        for key, allowed in (("depth_interval_ms", facts.depth_intervals_ms or (0,)),
+                             ("snapshot_limit", facts.snapshot_limits or (0,))):
             if key in values and values[key] not in allowed:
                 self.problem(key, values.pop(key), f"1 to {allowed[-1]}" if isinstance(allowed, range) else
                              "one of " + ", ".join(map(str, allowed)))
@@ -286,9 +286,13 @@ class _Reader:
         if values.get("snapshot_weight_per_minute", weight) < weight:
             self.problem("snapshot_weight_per_minute", values["snapshot_weight_per_minute"],
                          f"at least {weight}, the weight of one snapshot of {values['snapshot_limit']} levels")
+        for index, channel in enumerate(values.get("channels", ())):
+            if channel not in facts.channels:
+                self.problem(f"channels[{index}]", _show(channel), f"one the venue offers: {', '.join(facts.channels)}",
+                             json.dumps(channel))
         for index, symbol in enumerate(values.get("symbols", ())):
             if not facts.symbol.fullmatch(symbol):       # would be acknowledged by the venue, then stay silent
-                self.problem(f"symbols[{index}]", _show(symbol), "an upper-case symbol such as BTCUSDT",
+                self.problem(f"symbols[{index}]", _show(symbol), f"the venue's own spelling, such as {facts.example}",
                              json.dumps(symbol))
         if values.get("ca_file"):
             values["ca_file"] = os.path.join(os.path.dirname(path), values["ca_file"])
@@ -341,7 +345,8 @@ class _Reader:
                     memory=part(Memory, "memory."), scheduling=part(Scheduling, "scheduling."),
                     sockets=part(Sockets, "sockets."), runtime=part(Runtime, "runtime.")),
             output=part(Output, "output."), log=part(Log, "log."), source=source,
-            names={(values["venue"], symbol): mapping.get((values["venue"], symbol)) or common_name(symbol)
+            names={(values["venue"], symbol): (mapping.get((values["venue"], symbol))
+                                              or common_name(values["venue"], symbol))
                    for values in venues for symbol in values["symbols"]})
 
 
@@ -452,8 +457,7 @@ def rows(file):
     """(key, default, accepted, meaning) of a file's keys as text; config/README.md must hold them all."""
     for key in SCHEMA:
         if key.file == file and key.default is BY_VENUE:
-            yield (key.path, ", ".join(f"{KNOWN_VENUES[name].defaults[key.path]} ({name})"
-                                       for name in SUPPORTED_VENUES), expected(key.kind, key.bounds), key.meaning)
+            yield key.path, "the venue's (`feeder venues`)", expected(key.kind, key.bounds), key.meaning
         elif key.file == file:
             default = "required" if key.default is REQUIRED else json.dumps(key.default)
             yield key.path, default, expected(key.kind, key.bounds), key.meaning
@@ -468,7 +472,8 @@ def snapshot_seconds(weight, per_minute):
 
 
 def snapshot_weight(facts, limit):
-    return next(weight for levels, weight in facts.snapshot_weights if limit <= levels)
+    """Return the request weight of a REST book; 0 where the book comes on the stream."""
+    return next((weight for levels, weight in facts.snapshot_weights if limit <= levels), 0)
 
 
 def plan(config):
@@ -478,7 +483,7 @@ def plan(config):
         facts, count = KNOWN_VENUES[venue.name], len(venue.symbols)
         routes = [count * len(set(route) & set(venue.channels)) for route in facts.routes]
         weight = snapshot_weight(facts, venue.snapshot_limit)
-        snapshots = count if "depth" in venue.channels else 0
+        snapshots = count if "depth" in venue.channels and facts.snapshot_weights else 0
         venues.append({
             "name": venue.name, "websocket_url": venue.websocket_url, "rest_url": venue.rest_url,
             "symbols": count, "channels": venue.channels, "published_depth": venue.published_depth,
@@ -492,12 +497,14 @@ def plan(config):
 
 
 INTERPRETER_BYTES = 40 * (1 << 20)     # CPython with the package imported and its ordinary buffers
+WHOLE_BOOK_LEVELS = 5_000              # where a venue sends all levels there are: more than most have
 LEVEL_BYTES = 200                      # a level: two ints and its share of a dict; 114 measured, more when one has just grown
 
 
 def memory_bytes(config):
     """Estimate of one process whose books have grown to twice their snapshots."""
-    book = sum(len(venue.symbols) * 2 * 2 * venue.snapshot_limit * LEVEL_BYTES for venue in config.venues)
+    book = sum(len(venue.symbols) * 2 * 2 * (venue.snapshot_limit or WHOLE_BOOK_LEVELS) * LEVEL_BYTES
+               for venue in config.venues)
     return INTERPRETER_BYTES + book
 
 

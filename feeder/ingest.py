@@ -113,7 +113,9 @@ class LineConnection:
         self.connected = True
         self.data_ns = clock.steady_ns()
         streams = self.line.streams
-        self.texts.extend(self.feed.venue.subscribe(streams, self.feed.next_request_id(len(streams))))
+        self.session = self.feed.venue.session()
+        self.texts.extend(self.session.hello(self.feed.next_request_id(1)))
+        self.texts.extend(self.session.subscribe(streams, self.feed.next_request_id(len(streams))))
         log.info("%s: connected, subscribing %d streams", self.name, len(streams))
         self.feed.line_changed(self, recv_ns)
         stream.on_data = self.on_data
@@ -123,7 +125,7 @@ class LineConnection:
 
     def send_subscription(self):
         loop = self.feed.loop
-        self.stream.write(self.websocket.send(TEXT, self.texts.popleft().encode()))
+        self.stream.write(self.websocket.send(TEXT, self.texts.popleft().text.encode()))
         if self.texts:
             self.text_timer = loop.call_after(SUBSCRIBE_EVERY_NS, self.send_subscription)
         else:
@@ -146,7 +148,8 @@ class LineConnection:
         websocket = self.websocket
         sink = feed.pipeline.sink
         sink.received_ns = clock.stopwatch_ns()
-        decode = feed.venue.decode
+        decode = self.session.decode
+        feed.recovery.line = self
         has_data, ending = False, None
         for opcode, payload in websocket.receive(data):
             if opcode == TEXT or opcode == BINARY:
@@ -179,12 +182,12 @@ class LineConnection:
         """Note it; return True if the connection is to be made anew."""
         feed = self.feed
         if notice.kind == ACK:
-            log.debug("%s: acknowledged %s", self.name, notice.request_id)
+            log.debug("%s: acknowledged %s", self.name, notice.request)
         elif notice.kind == ERROR:
             feed.venue_errors += 1
             feed.last_error = notice.text
             feed.limited.warning(("error", self.name), "%s: the venue says: %s (request %s)",
-                                 self.name, notice.text, notice.request_id)
+                                 self.name, notice.text, notice.request)
         return notice.kind == SHUTDOWN
 
     def lose(self, error):
@@ -349,7 +352,7 @@ class Feed:
         self.recovery = pipeline.recoveries[config.name]
         self.instruments = [pipeline.define(self.venue, symbol, name=names.get((config.name, symbol)),
                                             depth=config.published_depth) for symbol in config.symbols]
-        depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, len(config.symbols))
+        depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, 1 << 30, config.snapshot_limit)
         self.depth_streams = {stream for line in depth_lines for stream in line.streams}
         self.connect_budget = ConnectBudget(config.connects_per_5_minutes, CONNECT_WINDOW_NS)
         secure = "s://" in config.websocket_url or "s://" in config.rest_url
@@ -359,7 +362,8 @@ class Feed:
                                proxy=proxy_for(config.rest_url, config.proxy or None))
         self.snapshots = SnapshotQueue(self)
         self.lines = [LineConnection(self, number, line) for number, line in enumerate(self.venue.lines(
-            config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection))]
+            config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection,
+            config.snapshot_limit))]
 
     def start(self):
         self.fetch_instruments()
@@ -373,7 +377,7 @@ class Feed:
 
     def fetch_instruments(self):
         if not self.closing:
-            request = self.venue.instruments_request(self.config.symbols)
+            request, = self.venue.instruments_requests(self.config.symbols)
             self.fetcher.get(self.config.rest_url.rstrip("/") + request.path, self.on_instruments)
 
     def next_request_id(self, stream_count):
@@ -391,7 +395,7 @@ class Feed:
                 if instrument.symbol not in known:
                     self.unknown_symbols.append(instrument.symbol)
                     continue
-                instrument.tick, instrument.lot = known[instrument.symbol]      # told in the next refresh round
+                instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]      # told in the next refresh round
                 self.recovery.define(instrument, 1, 1)
         except FeederError as error:
             self.last_error = f"instrument list: {error}"

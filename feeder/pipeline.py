@@ -10,9 +10,9 @@ A sink is more than message.py's calls to the wiring: venue_status, seen, flush,
 from feeder.errors import NumberError, VenueError
 from feeder.packet import DEFAULT_PACKET_BYTES, Encoder
 from feeder.publish import Publisher
-from feeder.recovery import Recovery
+from feeder.recovery import Recovery, StreamRecovery
 from feeder.venue import VENUES
-from feeder.venue.contract import Instruments
+from feeder.venue.contract import REST, Instruments
 
 
 class Intake:
@@ -30,8 +30,8 @@ class Intake:
         """Return the Venue machine of that name, made on first use."""
         if name not in self.venues:
             kind = VENUES[name]
-            recovery = Recovery(kind.follows, self.sink,
-                                lambda instrument, attempt: self.want_snapshot(self.venues[name], instrument, attempt))
+            machine = Recovery if kind.book == REST else StreamRecovery
+            recovery = machine(kind.follows, self.sink, lambda *order: self.order(self.venues[name], *order))
             self.recoveries[name] = recovery
             self.venues[name] = kind(recovery, self.instruments, discover, depth)
             self.bad_messages[name] = 0
@@ -43,18 +43,23 @@ class Intake:
         venue.sink.define(instrument, 1, 1)
         return instrument
 
+    def order(self, venue, instrument, attempt):
+        """A book is to be had anew: its venue's business first (IMAGE), then the wiring's."""
+        venue.renew(instrument)
+        self.want_snapshot(venue, instrument, attempt)
+
     def resync(self, instrument, reason, recv_ns):
         self.recoveries[instrument.venue].resync(instrument, reason, recv_ns)
 
-    def decode(self, venue, payload, recv_ns):
+    def decode(self, session, payload, recv_ns):
         """Decode one payload; return (Notice or None, error or None). A bad payload is counted and costs nothing else.
 
         What it might have carried is missed by the sequence check, which then resyncs the one instrument.
         """
         try:
-            return venue.decode(payload, recv_ns), None
+            return session.decode(payload, recv_ns), None
         except (VenueError, NumberError) as error:
-            self.bad_messages[venue.name] += 1
+            self.bad_messages[session.name] += 1
             return None, error
 
     def decode_snapshot(self, venue, instrument, body, recv_ns):

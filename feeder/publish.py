@@ -80,7 +80,7 @@ class Publisher:
         entry = self.entries[instrument.instrument_id]
         entry.events += 1
         entry.book.snapshot(bids, asks)
-        if entry.book.crossed:
+        if entry.book.crossed and not instrument.may_cross:
             return self.crossed(entry, sequence, recv_ns)
         self.live(entry, sequence, event_ns, recv_ns)
 
@@ -105,7 +105,7 @@ class Publisher:
             return self.give_up(entry, "too_many_levels", recv_ns)
         if not bids and not asks:
             return                                # all of it lay below the published window
-        if book.crossed:
+        if book.crossed and not instrument.may_cross:
             return self.crossed(entry, sequence, recv_ns)
         outside(instrument, bids)
         outside(instrument, asks)

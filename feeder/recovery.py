@@ -14,6 +14,17 @@ A snapshot is asked for (`want_snapshot`) when the first increment is in the buf
 older than the stream; one that comes before any increment waits for it. How increments link is the venue's rule
 (`follows`); snapshots that come unasked while LIVE change nothing. One instrument's trouble never touches another's.
 
+Where the book comes on the stream (contract.STREAM, IMAGE: StreamRecovery) there is nothing to join:
+
+             snapshot             snapshot: the venue replaces the book
+    SYNCING ----------> LIVE ----------+     increments link by `follows`; those before a snapshot tell nothing
+       ^    asked for at once |  ^-----+
+       +----------------------+ gap, checksum, crossed book, bad numbers: STALE; a lost line: the next one brings it
+
+Two lines may carry the same books for a while (ingest.py changes them without a loss). `line` is whose bytes are being
+decoded. A snapshot from another line than the one a book lives on takes it over if it is not older; else increments of
+both are taken, whichever is next, until the new line is where the book is.
+
 Bounds: MAX_BUFFERED increments an instrument; beyond that the oldest go, which a later gap check will find.
 Not here: when to fetch (ingest.py spaces requests within the venue's budget), and time.
 """
@@ -29,10 +40,13 @@ MAX_BUFFERED = 2_000
 class Link:
     """One instrument's place in its venue's sequence."""
 
-    __slots__ = ("state", "sequence", "bridged", "buffer", "waiting", "events", "old", "gaps", "resyncs", "reasons",
-                 "overflows", "late_snapshots", "attempts", "flowing", "early")
+    __slots__ = ("instrument", "line", "joining", "state", "sequence", "bridged", "buffer", "waiting", "events", "old",
+                 "gaps", "resyncs", "reasons", "overflows", "late_snapshots", "attempts", "flowing", "early")
 
-    def __init__(self):
+    def __init__(self, instrument):
+        self.instrument = instrument
+        self.line = None             # STREAM: the connection whose snapshot the book lives on
+        self.joining = None          # a second connection that carries it
         self.state = SYNCING
         self.sequence = 0            # the venue's id of what the book holds
         self.bridged = False         # an increment was applied since the snapshot
@@ -58,13 +72,14 @@ class Recovery:
         self.sink = sink
         self.want_snapshot = want_snapshot
         self.links = {}
+        self.line = None             # whose bytes are being decoded; any object, None for REST
         self.trade = sink.trade      # trades and quotes need no recovery: straight through
         self.bbo = sink.bbo
 
     def link(self, instrument):
         link = self.links.get(instrument.instrument_id)
         if link is None:
-            link = self.links[instrument.instrument_id] = Link()
+            link = self.links[instrument.instrument_id] = Link(instrument)
         return link
 
     def define(self, instrument, price_scale, quantity_scale):
@@ -145,7 +160,9 @@ class Recovery:
             self.depth(instrument, *increment)
 
     def stale(self, instrument, reason, recv_ns):
-        """The decoder could not read something of this instrument: what the book misses is unknown."""
+        """The decoder could not read something of this instrument, or missed it: what the book lacks is unknown."""
+        link = self.link(instrument)
+        link.gaps += reason == "gap" and link.state == LIVE
         self.resync(instrument, reason, recv_ns)
 
     def resync(self, instrument, reason, recv_ns):
@@ -167,6 +184,65 @@ class Recovery:
     def disconnect(self, instruments, recv_ns, reason="disconnect"):
         for instrument in instruments:
             self.resync(instrument, reason, recv_ns)
+
+
+class StreamRecovery(Recovery):
+    """The same where snapshots come on the stream: STREAM and IMAGE venues."""
+
+    def depth(self, instrument, first, last, previous, event_ns, recv_ns, bids, asks):
+        link = self.links[instrument.instrument_id]
+        if link.state != LIVE:
+            link.old += 1
+            return
+        if link.line is not self.line and not self.takes_over(link, first, last, previous):
+            link.old += 1
+            return
+        verdict = self.follows(link.sequence, link.bridged, first, last, previous)
+        if verdict is NEXT:
+            link.sequence = last
+            link.bridged = True
+            link.events += 1
+            self.sink.increment(instrument, last, event_ns, recv_ns, bids, asks)
+        elif verdict is GAP:
+            link.gaps += 1
+            self.resync(instrument, "gap", recv_ns)
+        else:
+            link.old += 1
+
+    def takes_over(self, link, first, last, previous):
+        """An increment from another line than the book's; return True if it is to be judged as one of its own.
+
+        The joining line began behind the book, so it passes the place where the book is, sooner or later.
+        """
+        if link.joining is not self.line:
+            return False
+        if last == link.sequence or self.follows(link.sequence, link.bridged, first, last, previous) is NEXT:
+            link.line, link.joining = self.line, None
+            return last != link.sequence
+        return False
+
+    def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
+        link = self.link(instrument)
+        link.waiting = False
+        if link.state == LIVE and link.line is not self.line and sequence < link.sequence:
+            link.joining = self.line         # its own increments will bring it to where the book is
+            link.late_snapshots += 1
+            return
+        link.state = LIVE
+        link.line, link.joining = self.line, None
+        link.sequence = sequence
+        link.bridged = False
+        link.attempts = 0
+        link.events += 1
+        self.sink.snapshot(instrument, sequence, event_ns, recv_ns, bids, asks)
+
+    def resync(self, instrument, reason, recv_ns):
+        super().resync(instrument, reason, recv_ns)
+        link = self.link(instrument)
+        if reason == "disconnect":
+            link.waiting = False             # the next connection brings it, unasked
+        elif not link.waiting:
+            self.order(instrument, link)
 
 
 def scaled(levels, price_scale, quantity_scale):

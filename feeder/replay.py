@@ -6,7 +6,7 @@ REST books in the recording are used where they stand; a book that never had one
 import sys
 
 from feeder import capture, clock, report
-from feeder.errors import ConfigError, VenueError
+from feeder.errors import CaptureError, ConfigError, VenueError
 from feeder.packet import DEFAULT_PACKET_BYTES
 from feeder.pipeline import Pipeline
 from feeder.venue import recognise
@@ -34,10 +34,15 @@ class Replay:
         self.rows = {}                # (venue, symbol) -> report row at the end of the last file that had it
 
     def venue_of(self, url):
+        return self.pipeline.venue(recognise(url).name, discover=True, depth=self.depth)
+
+    def session_of(self, url):
+        """Return (session, recovery) of a connection; a URL is one connection, as far as recordings tell."""
         if url not in self.by_url:
             if len(self.by_url) >= MAX_URLS:
-                self.by_url.clear()
-            self.by_url[url] = self.pipeline.venue(recognise(url).name, discover=True, depth=self.depth)
+                raise CaptureError(f"more than {MAX_URLS} connections in one recording")
+            venue = self.venue_of(url)
+            self.by_url[url] = venue.session(), self.pipeline.recoveries[venue.name]
         return self.by_url[url]
 
     def file(self, path):
@@ -55,6 +60,7 @@ class Replay:
                     self.rows[key] = row
 
     def records_of(self, path):
+        self.by_url.clear()
         for name, recovery in self.pipeline.recoveries.items():
             recovery.disconnect([each for each in self.pipeline.instruments if each.venue == name], 0)
         start_ns, start_t = clock.steady_ns(), None
@@ -70,13 +76,14 @@ class Replay:
                 ahead_ns = (record.t - start_t) / self.speed - (clock.steady_ns() - start_ns)
                 if ahead_ns > clock.MILLISECOND:
                     clock.sleep(ahead_ns / clock.SECOND)
-            venue = self.venue_of(record.conn)
             recv_ns = record.t or 0
             if record.kind == "ws":
                 self.messages += 1
-                _, error = self.pipeline.decode(venue, record.payload, recv_ns)
+                session, recovery = self.session_of(record.conn)
+                recovery.line = session
+                _, error = self.pipeline.decode(session, record.payload, recv_ns)
             else:
-                error = self.rest(venue, record, recv_ns)
+                error = self.rest(self.venue_of(record.conn), record, recv_ns)
             if error is not None:
                 self.error_count += 1
                 if len(self.errors) < MAX_SHOWN_ERRORS:

@@ -30,21 +30,21 @@ def entry_row(entry):
     return {"venue": instrument.venue, "symbol": instrument.symbol, "name": instrument.name,
             "state": STATE_NAMES[entry.state], "reason": entry.reason, "epoch": entry.epoch,
             "events": entry.events, "trades": entry.trades, "bbos": entry.bbos, "crossed": entry.crossed,
-            "last_sequence": entry.sequence, "checksums_verified": 0,
+            "last_sequence": entry.sequence,
             "levels": [len(entry.book.bids), len(entry.book.asks)],
             "bids": level_texts(bids, *decimals), "asks": level_texts(asks, *decimals)}
 
 
 def link_row(link):
     """What recovery knows of it."""
-    return {"gaps": link.gaps, "resyncs": link.resyncs, "resync_reasons": dict(link.reasons), "old": link.old,
+    return {"checksums_verified": link.instrument.verified, "gaps": link.gaps, "resyncs": link.resyncs, "resync_reasons": dict(link.reasons), "old": link.old,
             "late_snapshots": link.late_snapshots, "buffer_overflows": link.overflows}
 
 
 def decoder_rows(venues):
     """Return {venue name: how its messages were read}; `venues` are Venue objects."""
     return {venue.name: {"likely": venue.likely, "unlikely": venue.unlikely, "kinds": dict(venue.kinds),
-                         "not_market_trades": venue.not_market} for venue in venues}
+                         "not_market_trades": venue.not_market, "checksums_failed": venue.checksums_failed} for venue in venues}
 
 
 def check_writable(path):

@@ -31,12 +31,12 @@ SCHEMA = tuple(Key(*row) for row in (
     ("venue", "websocket_url", "url", REQUIRED, ("ws", "wss"), "base address of the streams; the paths are added"),
     ("venue", "rest_url", "url", REQUIRED, ("http", "https"), "base address for snapshots and instrument facts"),
     ("venue", "symbols", "symbols", REQUIRED, None, "instruments, in the venue's own spelling"),
-    ("venue", "channels", "channels", list(CHANNELS), CHANNELS, "what to subscribe for each symbol"),
-    ("venue", "depth_interval_ms", "int", 100, (1, 60_000), "pace of the depth stream; one the venue offers"),
-    ("venue", "snapshot_limit", "int", BY_VENUE, (1, 10_000), "levels a side asked for in a REST snapshot"),
+    ("venue", "channels", "channels", BY_VENUE, CHANNELS, "what to subscribe for each symbol; of what the venue offers"),
+    ("venue", "depth_interval_ms", "int", BY_VENUE, (0, 60_000), "pace of the book; one the venue offers, 0 where none is"),
+    ("venue", "snapshot_limit", "int", BY_VENUE, (0, 10_000), "levels a side of the book asked for; 0 where it is whole"),
     ("venue", "snapshot_weight_per_minute", "int", BY_VENUE, (1, 1_000_000),
      "request weight spent on snapshots; four fifths of what the venue grants an address"),
-    ("venue", "connects_per_5_minutes", "int", 150, (1, 300), "connection attempts, first ones and repeated ones"),
+    ("venue", "connects_per_5_minutes", "int", BY_VENUE, (1, 1000), "connection attempts, first ones and repeated ones"),
     ("venue", "streams_per_connection", "int", BY_VENUE, (1, 1024), "streams before another connection is opened"),
     ("venue", "published_depth", "int", 20, (0, 5000), "levels a side that are published; 0 is all"),
     ("venue", "compression", "bool", False, None, "offer permessage-deflate"),
@@ -44,8 +44,12 @@ SCHEMA = tuple(Key(*row) for row in (
     ("venue", "verify_tls", "bool", True, None, "check the venue's certificate; false only in a laboratory"),
     ("venue", "proxy", "proxy", "env", ("http",), "HTTP CONNECT proxy; env: as https_proxy, no_proxy say; empty: none"),
     ("venue", "stale_after_s", "number", 30, (0.1, 3600), "silence of the data after which a connection is renewed"),
+    ("venue", "freshness_s", "number", BY_VENUE, (0, 86_400),
+     "silence of one book after which it is asked for anew; 0: never, as quiet symbols are silent"),
+    ("venue", "lifetime_s", "number", BY_VENUE, (0, 604_800),
+     "age at which a connection is replaced by a new one, without a loss; 0: only when the venue says so"),
     ("venue", "first_data_deadline_s", "number", 30, (0.1, 3600), "time for a new subscription to show its first data"),
-    ("venue", "max_message_bytes", "int", 16 * MIB, (1024, 256 * MIB), "longest message accepted from the venue"),
+    ("venue", "max_message_bytes", "int", BY_VENUE, (1024, 256 * MIB), "longest message accepted from the venue"),
     ("venue", "recv_buffer_bytes", "int", 4 * MIB, (4096, 1024 * MIB), "TCP receive buffer asked of the kernel"),
 
     ("hft", "cpu_affinity.enabled", "bool", True, None, "pin to the processors named here, if any"),
@@ -142,7 +146,7 @@ KINDS = {                      # kind: (test, words); words take the bounds by n
               "http://[user:password@]host:port, env, or empty"),
     "address": (_is_address, "an IPv4 address"),
     "venue": (lambda value, bounds: type(value) is str and bool(KNOWN_VENUES.get(value)),
-              f"a supported venue ({', '.join(SUPPORTED_VENUES)})"),
+              "a supported venue (`feeder venues` lists them)"),
 }
 LISTS = {"venues": "venue", "channels": "choice", "symbols": "name", "cores": "int"}   # kind of a list: of its items
 
@@ -164,7 +168,7 @@ def defaults(file, venue=None):
     for key in SCHEMA:
         if key.file == file and key.default is BY_VENUE:
             if KNOWN_VENUES.get(venue):
-                values[key.path] = KNOWN_VENUES[venue].defaults[key.path]
+                values[key.path] = KNOWN_VENUES[venue].default(key.path)
         elif key.file == file and key.default is not REQUIRED:
             values[key.path] = list(key.default) if type(key.default) is list else key.default
     return values

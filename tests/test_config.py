@@ -15,9 +15,10 @@ README = os.path.join(SHIPPED, os.pardir, os.pardir, "README.md")
 
 @pytest.fixture
 def folder(tmp_path):
-    """A copy of the shipped folder, for `edit` to spoil."""
+    """A copy of the shipped folder with two of its venues, for `edit` to spoil."""
     path = tmp_path / "crypto"
     shutil.copytree(SHIPPED, path)
+    edit(path, "crypto_exchanges.json", lambda document: document.update(venues=["binance_spot", "binance_usdm"]))
     return path
 
 
@@ -49,7 +50,7 @@ def test_builtin_is_what_the_twin_serves():
     built = config.builtin()
     assert [venue.name for venue in built.venues] == ["binance_spot", "binance_usdm"]
     for venue in built.venues:
-        assert venue.symbols == list(config.TWIN_SYMBOLS) and len(venue.symbols) == 10
+        assert venue.symbols == [coin + "USDT" for coin in config.TWIN_COINS] and len(venue.symbols) == 10
         assert venue.websocket_url == venue.rest_url == ""
         assert venue.channels == ["depth", "trade", "bbo"]
     assert [venue.snapshot_limit for venue in built.venues] == [1000, 1000], "all of the twin's levels, at little weight"
@@ -57,7 +58,8 @@ def test_builtin_is_what_the_twin_serves():
     assert (built.hft.cpu_affinity.enabled, built.hft.cpu_affinity.processor_core) == (True, -1)
     assert (built.hft.processing.ring_buffer_size, built.hft.processing.max_symbols) == (65536, 2048)
     assert built.log.path == "feeder.log"
-    assert built.names["binance_usdm", "BTCUSDT"] == "BTC/USDT"
+    assert built.names["binance_spot", "BTCUSDT"] == "BTC/USDT"
+    assert built.names["binance_usdm", "BTCUSDT"] == "BTC/USDT-PERP"
 
 
 def test_builtin_is_made_anew_each_time():
@@ -76,9 +78,9 @@ def test_builtin_takes_only_its_venues():
 @pytest.mark.parametrize("limited", [False, True])
 def test_shipped_folder_is_valid(limited):
     loaded = config.load(SHIPPED, limited=limited)
-    assert [venue.name for venue in loaded.venues] == ["binance_spot", "binance_usdm"]
+    assert [venue.name for venue in loaded.venues] == list(schema.SUPPORTED_VENUES)
     for venue in loaded.venues:
-        assert len(venue.symbols) == 10 if limited else 40 <= len(venue.symbols) <= 60
+        assert len(venue.symbols) == 10 if limited else len(venue.symbols) >= 10
         assert venue.websocket_url.startswith("wss://") and venue.rest_url.startswith("https://")
     assert ("limited" in loaded.source) == limited
 
@@ -139,19 +141,19 @@ def test_sections_refuse_wrong_names():
 
 
 @pytest.mark.parametrize("symbol, name", [
-    ("BTCUSDT", "BTC/USDT"), ("ETHBTC", "ETH/BTC"), ("BTCUSDT_260925", "BTC/USDT_260925"), ("BTCFDUSD", "BTC/FDUSD"),
+    ("BTCUSDT", "BTC/USDT"), ("ETHBTC", "ETH/BTC"), ("BTCUSDT_260925", "BTC/USDT-260925"), ("BTCFDUSD", "BTC/FDUSD"),
     ("1000PEPEUSDT", "1000PEPE/USDT"), ("USDT", "USDT"), ("FOOBAR", "FOOBAR"),
     ("币安人生USDT", "币安人生/USDT"),
 ])
 def test_common_name(symbol, name):
-    assert config.common_name(symbol) == name
+    assert config.common_name("binance_spot", symbol) == name
 
 
 def test_mapping_overrules_the_rule(folder):
     edit(folder, "symbol_mapping.json", lambda d: d["binance_spot"].update(BTCUSDT="XBT/USDT"))
     names = config.load(folder).names
     assert names["binance_spot", "BTCUSDT"] == "XBT/USDT"
-    assert names["binance_usdm", "BTCUSDT"] == "BTC/USDT"
+    assert names["binance_usdm", "BTCUSDT"] == "BTC/USDT-PERP"
 
 
 @pytest.mark.parametrize("text, part", [
@@ -230,8 +232,8 @@ def test_wrong_settings(folder, section, key, value, part):
     ("symbols", [], "found a list of 0, expected a list without duplicates"),
     ("symbols", "BTCUSDT", 'found "BTCUSDT", expected a list'),
     ("symbols", ["BTCUSDT", "ETHUSDT", "BTCUSDT"], 'symbols[2]: found "BTCUSDT", expected no duplicate of symbols[0]'),
-    ("symbols", ["BTCUSDT", "btcusdt"], 'symbols[1]: found "btcusdt", expected an upper-case symbol'),
-    ("symbols", ["BTC/USDT"], "expected an upper-case symbol"),
+    ("symbols", ["BTCUSDT", "btcusdt"], "symbols[1]: found \"btcusdt\", expected the venue's own spelling"),
+    ("symbols", ["BTC/USDT"], "expected the venue's own spelling"),
     ("symbols", ["BTC USDT"], "text without spaces"),
     ("symbols", ["\ud800"], "text without spaces"),
     ("symbols", ["币" * 11], "text without spaces of 1 to 32 bytes"),
@@ -330,7 +332,7 @@ def test_byte_order_mark_is_accepted(folder):
 def test_unknown_venues_in_the_list(folder):
     edit(folder, "crypto_exchanges.json", lambda document: document["venues"].extend(["okx", "nasdaq", "binance_spt"]))
     found = problems(folder)
-    assert "venues[2]: found \"okx\", expected a supported venue (binance_spot, binance_usdm)" in found[0]
+    assert "venues[2]: found \"okx\", expected a supported venue (`feeder venues` lists them)" in found[0]
     assert "okx is known, but not supported yet" in found[0]
     assert "known are binance_spot, binance_usdm, binance_coinm" in found[1]
     assert "nearest is binance_spot" in found[2]

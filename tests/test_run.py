@@ -41,7 +41,7 @@ from feeder.venue.contract import NEXT
 
 SPOT, USDM = "binance_spot", "binance_usdm"
 BOTH = (SPOT, USDM)
-SYMBOLS = configuration.TWIN_SYMBOLS
+SYMBOLS = tuple(coin + "USDT" for coin in configuration.TWIN_COINS)
 SEED = 20
 
 

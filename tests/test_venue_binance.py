@@ -41,7 +41,17 @@ FUTURES = [
     '"B":"10.100","a":"63944.00","A":"4.321","T":1721347022505,"E":1721347022510}}',
 ]
 BUILT_IN = {"binance_spot": SPOT, "binance_usdm": FUTURES, "binance_coinm": FUTURES}
+SAMPLES = BUILT_IN                      # for test_venue_contract
 DOCUMENTED = (VenueError, NumberError)
+
+
+class Plain:
+    """One connection's trades by nothing but json, for test_venue_contract."""
+
+    def trades(self, message):
+        data = message.get("data", message)
+        if isinstance(data, dict) and data.get("e") in ("trade", "aggTrade") and data.get("X", "MARKET") == "MARKET":
+            yield data["s"], "sell" if data["m"] else "buy"
 
 
 def venue_of(name, discover=True, limit=2048):
@@ -447,9 +457,12 @@ def test_lines_and_subscriptions():
     by_path = {line.path: line.streams for line in usdm.lines(["BTCUSDT"], ["depth", "trade", "bbo"], 0, 200)}
     assert by_path == {"/public/stream": ["btcusdt@depth@0ms", "btcusdt@bookTicker"],
                        "/market/stream": ["btcusdt@aggTrade"]}, "§1: since 2026-04-23 two connections"
-    texts = spot.subscribe([f"s{number}@trade" for number in range(250)], 7)
-    assert [json.loads(text)["id"] for text in texts] == [7, 8, 9]
-    assert sum((json.loads(text)["params"] for text in texts), []) == [f"s{number}@trade" for number in range(250)]
+    for call, method in ((spot.subscribe, "SUBSCRIBE"), (spot.unsubscribe, "UNSUBSCRIBE")):
+        commands = call([f"s{number}@trade" for number in range(250)], 7)
+        asked = [json.loads(command.text) for command in commands]
+        assert [each["id"] for each in asked] == [7, 8, 9] and {each["method"] for each in asked} == {method}
+        assert sum((each["params"] for each in asked), []) == [f"s{number}@trade" for number in range(250)]
+        assert [command.keys for command in commands] == [{each["id"]: each["params"]} for each in asked]
     assert spot.symbol_of("btcusdt@depth@100ms") == "BTCUSDT"
 
 
@@ -489,7 +502,7 @@ def test_instrument_lists():
         {"filterType": "PRICE_FILTER", "tickSize": "0.01000000"}, {"filterType": "LOT_SIZE", "stepSize": "0.00001000"},
         {"filterType": "NOTIONAL"}]}]}
     venue = venue_of("binance_spot")
-    assert venue.decode_instruments(json.dumps(body).encode()) == {"BTCUSDT": ("0.01000000", "0.00001000")}
+    assert venue.decode_instruments(json.dumps(body).encode()) == {"BTCUSDT": ("0.01000000", "0.00001000", "1")}
     for broken in (b"{}", b"[]", b'{"symbols":[{}]}', b'{"symbols":[5]}', b'{"symbols":[{"symbol":"X","filters":[]}]}',
                    b"x"):
         with pytest.raises(VenueError):
@@ -498,4 +511,4 @@ def test_instrument_lists():
         for path in sorted(CAPTURES.glob(f"{name}/instruments*.jsonl.gz")):
             record, = list(capture.read(path))
             found = venue_of(name).decode_instruments(record.payload)
-            assert found and all(float(tick) > 0 and float(lot) > 0 for tick, lot in found.values())
+            assert found and all(float(tick) > 0 and float(lot) > 0 for tick, lot, _ in found.values())
