@@ -74,7 +74,7 @@ def load_traffic(limit):
 
 def synthetic_traffic(limit):
     """As many messages of one listing of the twin's seeded market, as its server would send them."""
-    from feeder.twin.binance import DIALECTS
+    from feeder.twin.registry import DIALECTS
     from feeder.twin.source import BBO, DEPTH, TRADE, Synthetic
     names = {DEPTH: "btcusdt@depth@100ms", TRADE: "btcusdt@trade", BBO: "btcusdt@bookTicker"}
     market = Synthetic(DIALECTS["binance_spot"](), ["BTCUSDT"], seed=1, rate=1_000)

@@ -31,8 +31,8 @@ LAYERS = {
     "feeder.ingest": WIRING,
     "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
-    "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.binance": MACHINES,
-    "feeder.twin.faults": MACHINES,
+    "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
+    "feeder.twin.dialect": MACHINES, "feeder.twin.binance": MACHINES, "feeder.twin.bybit": MACHINES,
     "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS,
     "feeder.__main__": COMMANDS,
 }

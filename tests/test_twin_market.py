@@ -7,10 +7,13 @@ import re
 import pytest
 
 from feeder.errors import ConfigError
-from feeder.twin.binance import DIALECTS, LISTED, RequestError, WeightBudget, Words, text_makers
+from feeder.twin.binance import LISTED, Spot, Usdm, WeightBudget
+from feeder.twin.dialect import RequestError, Words
 from feeder.twin.faults import parse
 from feeder.twin.market import AGGREGATE, BBO, DEPTH, TRADE, Listing, Market, Spec
 from feeder.twin.source import Pacer
+
+DIALECTS = {"binance_spot": Spot, "binance_usdm": Usdm}
 
 SEED = 20240808
 BTC = Spec("BTCUSDT", "BTC", "USDT", "61837.64", "0.01000000", "0.00001000")
@@ -146,7 +149,7 @@ def test_messages_are_shaped_like_the_recorded_ones(name, kind):
     dialect = DIALECTS[name]()
     spec, = dialect.specs(["BTCUSDT"])
     listing = Listing(spec, SEED, 200, dialect.contiguous)
-    make = text_makers(dialect)[kind]
+    make = dialect.makers()[kind]
     found = 0
     for event in follow(listing, 600, check_each=600):
         if event[0] == kind and (kind != DEPTH or event[5] and event[6]):
@@ -196,11 +199,11 @@ def test_stream_names_and_paths():
     assert usdm.route("/public/stream")[1] == usdm.route("/stream")[1] == (DEPTH, BBO, TRADE)
     assert usdm.route("/market/ws/btcusdt@aggTrade") == (False, (AGGREGATE,), ["btcusdt@aggTrade"])
     kinds = spot.route("/ws")[1]
-    assert spot.channel("btcusdt@depth@100ms", kinds) == spot.channel("btcusdt@depth", kinds) == ("BTCUSDT", DEPTH)
-    assert spot.channel("btcusdt@bookTicker", kinds) == ("BTCUSDT", BBO)
+    assert spot.stream("btcusdt@depth@100ms", kinds) == spot.stream("btcusdt@depth", kinds) == ("BTCUSDT", DEPTH)
+    assert spot.stream("btcusdt@bookTicker", kinds) == ("BTCUSDT", BBO)
     for silent in ("BTCUSDT@trade", "btcusdt@depth5", "btcusdt@depth@1ms", "btcusdt@trade@100ms", "btcusdt", "", "@"):
-        assert spot.channel(silent, kinds) is None
-    assert usdm.channel("btcusdt@aggTrade", usdm.route("/public/ws")[1]) is None       # silent there since 2026-04-23
+        assert spot.stream(silent, kinds) is None
+    assert usdm.stream("btcusdt@aggTrade", usdm.route("/public/ws")[1]) is None       # silent there since 2026-04-23
 
 
 def test_commands():

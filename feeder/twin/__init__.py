@@ -1,10 +1,22 @@
 """The venue twin: an exchange on loopback that keeps the true books and can be told to misbehave.
 
     market     the synthetic market, seeded          source     market or recording, paced
-    binance    the dialects as text                  faults     what can go wrong, and how to ask for it
-    server     WebSocket, REST and admin requests    command    `feeder venue`
+    dialect    what a venue's dialect is             faults     what can go wrong, and how to ask for it
+    binance, bybit, ...: a dialect each              registry   one line each
+    server     venues, channels, faults, admin       peer       one connection
+    command    `feeder venue`
 
 In this process: `server.Twin(loop, {"binance_spot": ["BTCUSDT"]}, rate=500)`. As a child: `spawn(["--rate", "500"])`.
+
+To add a venue, write from its fact sheet (not from the feeder's module: two readings show a mistake, one hides it)
+    a Dialect    name, level_count, connects, faults it can show, settings for what is unsure; route(target),
+                 spell(base, quote), spec(symbol), words(spec), channel(key, source), rest(...)
+    a Session    take(opcode, payload, now_ns): its requests, acknowledgements, limits; heartbeats by deadline_ns and
+                 expire(now_ns); finish(channel, text) where each connection counts its own messages; farewell(now_ns)
+    its Channels texts(event, now_ms) for each kind of event, first(now_ms) for newcomers, idle(now_ms) for keep-alives,
+                 hurt(kind, event, now_ms) for faults of content; BookChannel with a Window tells windowed books
+    a line in registry.py, a line in tests/test_imports.py, and tests/test_twin_<venue>.py: a bare client that rebuilds
+    the books and compares them with `twin.book` and `Venue.books`.
 """
 
 import http.client

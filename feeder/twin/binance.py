@@ -5,52 +5,47 @@ In:   events of market.py, requests of clients.   Out: JSON text, byte-shaped li
     spot   prices and quantities padded to 8 decimals; bids of a diff best first; U follows u; bookTicker has no `e`
     usdm   decimals of tick and lot; bids of a diff worst first; pu names the previous u, ids have holes; E and T
 
-Facts with their sources: the venue's web-socket-streams.md and rest-api.md (state of 2026-07) and, where those and
-the recordings of 2021 to 2024 differ in key order, the recordings. Not here: sockets, time, who is subscribed.
+A client names streams in the URL or in SUBSCRIBE; books start from a REST snapshot. Facts with their sources: the
+venue's web-socket-streams.md and rest-api.md (state of 2026-07) and, where those and the recordings of 2021 to 2024
+differ in key order, the recordings. Not here: sockets, time, who is subscribed.
 """
 
 import json
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from ..errors import FeederError
+from .dialect import (BINARY, COINS, MINUTE_NS, PONG, SECOND_NS, TEXT, Answer, Budget, Channel, RequestError, Session,
+                      dumps, first_price, parsed)
+from .dialect import Dialect as AnyDialect
+from .faults import KINDS
 from .market import AGGREGATE, BBO, DEPTH, TRADE, Spec
 
-SECOND_NS, MINUTE_NS = 10 ** 9, 60 * 10 ** 9
 MAX_STREAMS = 1024                    # per connection, both venues
 
 # symbol: first price, spot tick, spot lot, usdm tick, usdm lot. Usdm ticks show as many decimals as the venue does.
-LISTED = {
-    "BTCUSDT": ("61837.64", "0.01", "0.00001", "0.10", "0.001"),
-    "ETHUSDT": ("2681.62", "0.01", "0.0001", "0.01", "0.001"),
-    "SOLUSDT": ("156.23", "0.01", "0.001", "0.0100", "1"),
-    "BNBUSDT": ("512.40", "0.01", "0.001", "0.010", "0.01"),
-    "XRPUSDT": ("0.6123", "0.0001", "0.1", "0.0001", "0.1"),
-    "ADAUSDT": ("0.33450", "0.0001", "0.1", "0.00010", "1"),
-    "DOGEUSDT": ("0.10123", "0.00001", "1", "0.000010", "1"),
-    "AVAXUSDT": ("21.870", "0.001", "0.01", "0.0010", "1"),
-    "DOTUSDT": ("4.612", "0.001", "0.01", "0.001", "0.1"),
-    "LINKUSDT": ("10.234", "0.001", "0.01", "0.001", "0.01"),
-    "TRXUSDT": ("0.12694", "0.00001", "0.1", "0.00001", "1"),
-    "LTCUSDT": ("58.91", "0.01", "0.001", "0.01", "0.001"),
-    "BCHUSDT": ("341.20", "0.01", "0.001", "0.01", "0.001"),
-    "ETCUSDT": ("18.420", "0.001", "0.01", "0.001", "0.01"),
-    "UNIUSDT": ("6.104", "0.001", "0.01", "0.0010", "1"),
-    "AAVEUSDT": ("98.12", "0.01", "0.001", "0.010", "0.1"),
-    "ATOMUSDT": ("4.913", "0.001", "0.01", "0.001", "0.01"),
-    "NEARUSDT": ("3.987", "0.001", "0.1", "0.0010", "1"),
-    "FILUSDT": ("3.612", "0.001", "0.01", "0.001", "0.1"),
-    "XLMUSDT": ("0.09876", "0.00001", "1", "0.00001", "1"),
+STEPS = {
+    "BTC": ("0.01", "0.00001", "0.10", "0.001"),
+    "ETH": ("0.01", "0.0001", "0.01", "0.001"),
+    "SOL": ("0.01", "0.001", "0.0100", "1"),
+    "BNB": ("0.01", "0.001", "0.010", "0.01"),
+    "XRP": ("0.0001", "0.1", "0.0001", "0.1"),
+    "ADA": ("0.0001", "0.1", "0.00010", "1"),
+    "DOGE": ("0.00001", "1", "0.000010", "1"),
+    "AVAX": ("0.001", "0.01", "0.0010", "1"),
+    "DOT": ("0.001", "0.01", "0.001", "0.1"),
+    "LINK": ("0.001", "0.01", "0.001", "0.01"),
+    "TRX": ("0.00001", "0.1", "0.00001", "1"),
+    "LTC": ("0.01", "0.001", "0.01", "0.001"),
+    "BCH": ("0.01", "0.001", "0.01", "0.001"),
+    "ETC": ("0.001", "0.01", "0.001", "0.01"),
+    "UNI": ("0.001", "0.01", "0.0010", "1"),
+    "AAVE": ("0.01", "0.001", "0.010", "0.1"),
+    "ATOM": ("0.001", "0.01", "0.001", "0.01"),
+    "NEAR": ("0.001", "0.1", "0.0010", "1"),
+    "FIL": ("0.001", "0.01", "0.001", "0.1"),
+    "XLM": ("0.00001", "1", "0.00001", "1"),
 }
+LISTED = {f"{coin}USDT": (COINS[coin], *steps) for coin, steps in STEPS.items()}
 QUOTES = ("USDT", "USDC", "FDUSD", "BUSD", "BTC", "ETH", "BNB", "EUR", "TRY", "USD")
-
-
-class RequestError(FeederError):
-    """What the venue answers a bad request: `text` is the JSON, `status` the HTTP status where it has one."""
-
-    def __init__(self, text, status=400):
-        super().__init__(text)
-        self.text = text
-        self.status = status
 
 
 class WeightBudget:
@@ -73,17 +68,124 @@ class WeightBudget:
         return max(1, -(-(self._ends_ns - now_ns) // SECOND_NS))
 
 
-class Dialect:
+class StreamSession(Session):
+    """One client: streams by name, raw or combined; WebSocket pings of the venue that want their pongs."""
+
+    def __init__(self, dialect, peer, route):
+        super().__init__(dialect, peer, route)
+        self.combined, self.kinds, _ = route
+        self.commands = Budget(dialect.commands_per_second, 1)
+        self.ping_payload, self.ping_ns = b"", 0
+
+    def open(self, now_ns):
+        names = self.route[2]
+        if len(names) > MAX_STREAMS:
+            return self.peer.refuse(f"{len(names)} streams, at most {MAX_STREAMS} are allowed")
+        self.join_all(names)
+        self.deadline_ns = now_ns + self.dialect.ns(self.dialect.ping_interval_s)
+
+    def take(self, opcode, payload, now_ns):
+        if opcode == PONG and payload == self.ping_payload:
+            self.ping_ns = 0
+        if not self.commands.take(now_ns):                                     # pings and pongs count too
+            return self.peer.refuse(f"more than {self.dialect.commands_per_second} messages a second")
+        if opcode == TEXT:
+            self.command(payload)
+        elif opcode == BINARY:
+            self.peer.refuse("binary messages are not served", 1003)
+
+    def expire(self, now_ns):
+        """Once every interval: close the connection whose pong is overdue, else ask again."""
+        dialect = self.dialect
+        if self.ping_ns and now_ns - self.ping_ns >= dialect.ns(dialect.pong_timeout_s):
+            self.peer.count("pong_timeouts")
+            return self.peer.close(1008, "Pong timeout")
+        if not self.ping_ns:
+            self.ping_ns, self.ping_payload = now_ns, str(self.peer.now_ms).encode()
+        self.peer.ping(self.ping_payload)
+        self.deadline_ns = now_ns + dialect.ns(dialect.ping_interval_s)
+
+    def command(self, payload):
+        result = "null"
+        try:
+            method, params, number = self.dialect.command(payload)
+        except RequestError as error:
+            self.peer.count("bad_commands")
+            return self.peer.send(error.text)
+        if method == "SUBSCRIBE":
+            if len(set(self.topics).union(params)) > MAX_STREAMS:
+                return self.peer.refuse(f"more than {MAX_STREAMS} streams")
+            self.join_all(params)
+        elif method == "UNSUBSCRIBE":
+            for name in params:
+                self.peer.leave(name)
+        elif method == "LIST_SUBSCRIPTIONS":
+            result = dumps(list(self.topics))
+        elif method == "SET_PROPERTY":
+            names = list(self.topics)
+            for name in names:
+                self.peer.leave(name)
+            self.combined = params[1]
+            self.join_all(names)
+        else:
+            result = "true" if self.combined else "false"
+        self.peer.send(f'{{"result":{result},"id":{number}}}')
+
+    def join_all(self, names):
+        for name in names:
+            if name not in self.topics:
+                key = self.dialect.stream(name, self.kinds)
+                if key is not None and key[0] not in self.peer.symbols:
+                    key = None
+                self.peer.join(name, key, (name, self.combined))
+
+    def farewell(self, now_ns):
+        text = '{"e":"serverShutdown","E":%d}' % self.peer.now_ms
+        self.peer.send(f'{{"stream":"!serverShutdown","data":{text}}}' if self.combined else text)
+        return self.dialect.shutdown_s
+
+    def half_a_message(self, now_ms):
+        name = next((name for name, topic in self.topics.items() if topic and topic[0][1] == DEPTH), "btcusdt@depth")
+        return f'{{"stream":"{name}","data":{{"e":"depthUpdate","E":{now_ms},"s":"'
+
+
+class Stream(Channel):
+    """One kind of one symbol, under however many names. A recording brings its own text."""
+
+    def __init__(self, key, source):
+        super().__init__(key, key[0])
+        self.kind, self.source = key[1], source
+        self.kinds = (self.kind,)
+        self.is_book = self.kind == DEPTH
+
+    def texts(self, event, now_ms):
+        return (self.source.text(self.kind, self.symbol, event, now_ms),)
+
+    def book(self):
+        return self.source.book(self.symbol)
+
+    def dress(self, label, text):
+        name, combined = label
+        return f'{{"stream":"{name}","data":{text}}}' if combined else text
+
+
+class Dialect(AnyDialect):
     """What both venues share. One object per venue; texts of a listing are made by its `Words`."""
 
-    name = ""
-    contiguous = True
+    session = StreamSession
+    replays = True
+    faults = frozenset(KINDS + ("notice",))
+    settings = {"ping_interval_s": 20.0, "pong_timeout_s": 60.0, "shutdown_s": 1.0}
     rest_prefix = ""
     weight_limit = 0
     info_weight = 0
     commands_per_second = 0
     depth_speeds = ()
     routes = {}                 # path prefix -> kinds served there
+
+    def __init__(self, time_scale=1.0, **settings):
+        super().__init__(time_scale, **settings)
+        self.budget = WeightBudget(self.weight_limit)
 
     # --- WebSocket
 
@@ -101,7 +203,10 @@ class Dialect:
                 return False, kinds, [name for name in unquote(rest[4:]).split("/") if name]
         return None
 
-    def channel(self, stream, kinds):
+    def channel(self, key, source):
+        return Stream(key, source)
+
+    def stream(self, stream, kinds):
         """(symbol, kind) a stream name stands for; None for one that is taken and stays silent, as at the venue."""
         symbol, _, kind = stream.partition("@")
         kind, _, speed = kind.partition("@")
@@ -146,12 +251,42 @@ class Dialect:
 
     # --- REST
 
-    def endpoint(self, target):
-        """(endpoint name below the prefix, {parameter: value}); None for a path that is not ours."""
-        url = urlsplit(target)
-        if not url.path.startswith(self.rest_prefix):
-            return None
-        return url.path[len(self.rest_prefix):], {name: values[0] for name, values in parse_qs(url.query).items()}
+    def rest(self, target, desk, now_ns, now_ms):
+        path, parameters = parsed(target)
+        endpoint = path[len(self.rest_prefix):] if path.startswith(self.rest_prefix) else ""
+        if endpoint not in ("depth", "exchangeInfo", "time", "ping"):
+            raise RequestError('{"code":-1000,"msg":"no such path"}', 404)
+        desk.counts["rest_requests"] += 1
+        retry_s = self.budget.spend(self.weight(endpoint, parameters), now_ns)
+        headers = [("X-MBX-USED-WEIGHT-1M", str(self.budget.used))]
+        if retry_s:
+            raise self.too_many(retry_s)
+        symbol = parameters.get("symbol", "").upper() if endpoint == "depth" else None
+        if endpoint == "depth" and symbol not in desk.symbols:
+            raise RequestError('{"code":-1121,"msg":"Invalid symbol."}')
+        fault = desk.rest_fault(symbol, endpoint == "depth")
+        if endpoint == "ping":
+            return Answer("{}", headers)
+        if endpoint == "time":
+            return Answer(f'{{"serverTime":{now_ms}}}', headers)
+        if endpoint == "exchangeInfo":
+            return Answer(self.exchange_info(desk.source.specs, parameters, now_ms), headers)
+        limit, source = self.depth_limit(parameters), desk.source
+        if fault == "stale_snapshot":
+            return Answer(source.stale_depth(symbol, limit, now_ms), headers)
+        return Answer(None, headers, lambda now_ms: source.depth(symbol, limit, now_ms))
+
+    def too_many(self, retry_s):
+        text = (f'{{"code":-1003,"msg":"Too many requests; current limit is {self.budget.limit} request weight per '
+                '1 MINUTE. Please use WebSocket Streams for live updates to avoid polling the API."}')
+        return RequestError(text, 429, [("X-MBX-USED-WEIGHT-1M", str(self.budget.used)), ("Retry-After", str(retry_s))])
+
+    def broken(self):
+        text = '{"code":-1000,"msg":"An unknown error occurred while processing the request."}'
+        return RequestError(text, 500, [("X-MBX-USED-WEIGHT-1M", str(self.budget.used))])
+
+    def status(self):
+        return {"weight_used": self.budget.used, "rest_refused": self.budget.refused}
 
     def weight(self, endpoint, parameters):
         if endpoint == "depth":
@@ -176,14 +311,22 @@ class Dialect:
         head = {"timezone": "UTC", "serverTime": now_ms, **self.info_head, "rateLimits": [limit], "exchangeFilters": []}
         return json.dumps({**head, "symbols": [self.symbol_info(spec) for spec in listed]}, separators=(",", ":"))
 
+    def spell(self, base, quote):
+        return f"{base}{quote or 'USDT'}"
+
     def specs(self, symbols):
         """What is listed under these names; names that are not in the table get a price of their own."""
         return [self.spec(symbol, *(LISTED.get(symbol) or _made_up(symbol))) for symbol in symbols]
+
+    def makers(self):
+        """{kind of event: what makes it text}"""
+        return {TRADE: self.trade, AGGREGATE: self.aggregate, BBO: self.bbo, DEPTH: self.depth}
 
 
 class Spot(Dialect):
     name = "binance_spot"
     contiguous = True
+    uncounted = AGGREGATE              # a subscriber of every channel sees the rate: clients here take single trades
     rest_prefix = "/api/v3/"
     weight_limit = 6_000
     info_weight = 20
@@ -240,6 +383,7 @@ class Spot(Dialect):
 class Usdm(Dialect):
     name = "binance_usdm"
     contiguous = False
+    uncounted = TRADE                  # ... and aggregates there
     rest_prefix = "/fapi/v1/"
     weight_limit = 2_400
     info_weight = 1
@@ -301,42 +445,6 @@ class Usdm(Dialect):
                 f'"b":[{words.levels(bids[::-1])}],"a":[{words.levels(asks)}]}}')
 
 
-DIALECTS = {"binance_spot": Spot, "binance_usdm": Usdm}
-
-
-class Words:
-    """Numbers of one listing as text. Ticks and lots are multiplied to units of the last decimal that is shown."""
-
-    __slots__ = ("symbol", "_price", "_quantity", "_level", "_tick", "_price_one", "_lot", "_lot_one")
-
-    def __init__(self, spec):
-        self.symbol = spec.symbol
-        self._price, self._quantity = _template(spec.price_decimals), _template(spec.lot_decimals)
-        self._level = f'["{self._price}","{self._quantity}"]'
-        self._tick, self._price_one = spec.tick_units, 10 ** spec.price_decimals
-        self._lot, self._lot_one = spec.lot_units, 10 ** spec.lot_decimals
-
-    def price(self, ticks):
-        return self._price % divmod(ticks * self._tick, self._price_one)
-
-    def quantity(self, lots):
-        return self._quantity % divmod(lots * self._lot, self._lot_one)
-
-    def levels(self, pairs):
-        """The inside of a JSON list of levels. Cost: 0.6 us a level; most of what a diff costs here."""
-        level, tick, price_one, lot, lot_one = self._level, self._tick, self._price_one, self._lot, self._lot_one
-        return ",".join([level % (ticks * tick // price_one, ticks * tick % price_one,
-                                  lots * lot // lot_one, lots * lot % lot_one) for ticks, lots in pairs])
-
-    def pairs(self, pairs):
-        return [[self.price(ticks), self.quantity(lots)] for ticks, lots in pairs]
-
-
-def _template(decimals):
-    """For (whole, part): '%d.%02d'; without decimals the part, always 0, is formatted to nothing."""
-    return f"%d.%0{decimals}d" if decimals else "%d%.0s"
-
-
 def _padded(step):
     """Spot spells everything with 8 decimals."""
     whole, _, part = step.partition(".")
@@ -351,9 +459,8 @@ def _split(symbol):
 
 
 def _made_up(symbol):
-    """A plausible listing for any name, the same one each time: the name's bytes choose the price."""
-    price = 1 + sum(place * byte for place, byte in enumerate(symbol.encode(), 3)) % 9_000 / 100
-    return f"{price:.3f}", "0.001", "0.01", "0.0010", "0.1"
+    """A plausible listing for any name, the same one each time."""
+    return f"{first_price(symbol):.3f}", "0.001", "0.01", "0.0010", "0.1"
 
 
 def _whole(text, name):
@@ -364,7 +471,3 @@ def _whole(text, name):
 
 def _illegal(name):
     return RequestError('{"code":-1100,"msg":"Illegal characters found in parameter \'%s\'."}' % name)
-
-
-def text_makers(dialect):
-    return {TRADE: dialect.trade, AGGREGATE: dialect.aggregate, BBO: dialect.bbo, DEPTH: dialect.depth}

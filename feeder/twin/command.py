@@ -13,11 +13,12 @@ import threading
 
 from ..errors import ConfigError, FeederError
 from ..net import Loop
-from .binance import DIALECTS, LISTED
-from .faults import KINDS, parse
+from .faults import ALL_KINDS, parse
+from .registry import DIALECTS
 from .server import Twin
 from .source import venues_in
 
+DEFAULT_VENUES = "binance_spot,binance_usdm"
 DEFAULT_SYMBOLS = 10
 MAX_SYMBOLS = 2_048
 
@@ -28,20 +29,27 @@ def configure(parser):
                      "--fault gap@5:BTCUSDT      Then: http://HOST:PORT/twin/status, /twin/pause, /twin/book?symbol=, "
                      "/twin/fault?kind=")
     add = parser.add_argument
-    add("--venue", metavar="NAMES", help=f"of {', '.join(DIALECTS)}; comma-separated (default: all; the recording's)")
+    add("--venue", metavar="NAMES", help=f"of {', '.join(DIALECTS)}; comma-separated, or all "
+        f"(default: {DEFAULT_VENUES}; the recording's)")
     add("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     add("--port", type=int, default=0, help="port of the first venue, the next has the next (default: any free)")
     add("--seed", type=int, default=1, help="of the synthetic market (default %(default)s)")
     add("--rate", type=_positive, default=2_000.0, help="messages/s in all (default %(default)g)")
-    add("--symbols", default=str(DEFAULT_SYMBOLS), metavar="N|LIST", help="how many, or which (default %(default)s)")
-    add("--levels", type=int, help="most levels a side of the true books (default: 1600 on spot, 1000 on usdm)")
+    add("--symbols", default=str(DEFAULT_SYMBOLS), metavar="N|LIST",
+        help="how many, or which: as the venue spells them, or BTC/USDT for each venue's own (default %(default)s)")
+    add("--levels", type=int, help="most levels a side of the true books (default: the venue's)")
     add("--replay", metavar="FILE", help="serve a recording (.jsonl or .jsonl.gz) instead of the synthetic market")
     add("--speed", default="1x", help="of the recording: 1x, 10x, max (default %(default)s)")
     add("--fault", action="append", default=[], metavar="KIND@WHEN[+SECONDS][:SYMBOL]",
-        help=f"WHEN in seconds after the first subscription; kinds: {', '.join(KINDS)}; may be repeated")
+        help=f"WHEN in seconds after the first subscription; kinds: {', '.join(ALL_KINDS)}; may be repeated")
     add("--rest-latency-ms", type=float, default=20.0, metavar="MS", help="of every REST answer (default %(default)g)")
-    add("--ping-interval-s", type=_positive, default=20.0, metavar="S", help="of WebSocket pings (default %(default)g)")
-    add("--pong-timeout-s", type=_positive, default=60.0, metavar="S", help="until it is closed (default %(default)g)")
+    add("--ping-interval-s", type=_positive, metavar="S", help="of WebSocket pings, where the venue pings (default 20)")
+    add("--pong-timeout-s", type=_positive, metavar="S", help="until it is closed (default 60)")
+    add("--time-scale", type=_positive, default=1.0, metavar="N",
+        help="heartbeats, timeouts and notices come so many times faster (default %(default)g)")
+    add("--lifetime-s", type=_positive, default=0, metavar="S", help="connections end after so long (default: never)")
+    add("--setting", action="append", default=[], metavar="VENUE.NAME=VALUE",
+        help="of a venue's dialect, what is unsure there; may be repeated")
     add("--no-compression", action="store_true", help="do not agree to permessage-deflate")
     add("--parent", action="store_true", help="end when stdin is closed: the parent is gone")
 
@@ -74,22 +82,46 @@ def main(args):
 
 def make(loop, args):
     """The Twin these arguments ask for."""
-    names = args.venue.split(",") if args.venue else venues_in(args.replay) if args.replay else list(DIALECTS)
-    symbols = _symbols(args.symbols)
-    return Twin(loop, dict.fromkeys(names, symbols), seed=args.seed, rate=args.rate, host=args.host, port=args.port,
+    names = (args.venue or (",".join(venues_in(args.replay)) if args.replay else DEFAULT_VENUES)).split(",")
+    if names == ["all"]:
+        names = list(DIALECTS)
+    venues = {name: _symbols(args.symbols, DIALECTS.get(name)) for name in names}
+    return Twin(loop, venues, seed=args.seed, rate=args.rate, host=args.host, port=args.port,
                 levels=args.levels, faults=[parse(text) for text in args.fault], replay=args.replay,
                 speed=_speed(args.speed), rest_latency_ms=args.rest_latency_ms, ping_interval_s=args.ping_interval_s,
-                pong_timeout_s=args.pong_timeout_s, allow_deflate=not args.no_compression)
+                pong_timeout_s=args.pong_timeout_s, allow_deflate=not args.no_compression,
+                time_scale=args.time_scale, lifetime_s=args.lifetime_s, settings=_settings(args.setting))
 
 
-def _symbols(text):
-    if not text.isdigit():
-        return list(dict.fromkeys(symbol.strip().upper() for symbol in text.split(",") if symbol.strip()))
-    count = int(text)
-    if not 1 <= count <= MAX_SYMBOLS:
-        raise ConfigError(f"--symbols {count}: expected 1 to {MAX_SYMBOLS}")
-    made_up = [f"T{number:04d}USDT" for number in range(len(LISTED), count)]
-    return (list(LISTED) + made_up)[:count]
+def _symbols(text, dialect):
+    """As the venue's dialect spells them; an unknown venue is refused later, by name."""
+    if dialect is None:
+        return []
+    if text.isdigit():
+        if not 1 <= int(text) <= MAX_SYMBOLS:
+            raise ConfigError(f"--symbols {text}: expected 1 to {MAX_SYMBOLS}")
+        return dialect().symbols(int(text))
+    found = []
+    for symbol in filter(None, map(str.strip, text.split(","))):
+        base, slash, quote = symbol.upper().partition("/")
+        found.append(dialect().spell(base, quote) if slash else dialect().own(symbol))
+    return list(dict.fromkeys(found))
+
+
+def _settings(texts):
+    """['okx.idle_s=5'] -> {"okx": {"idle_s": 5.0}}"""
+    settings = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        venue, dot, setting = name.partition(".")
+        try:
+            if not (equals and dot and venue in DIALECTS):
+                raise ValueError
+            settings.setdefault(venue, {})[setting] = json.loads(value)
+        except ValueError:
+            raise ConfigError(f"--setting {text}: expected VENUE.NAME=VALUE, the value as JSON; venues: "
+                              f"{', '.join(DIALECTS)}") from None
+    return settings
 
 
 def _speed(text):

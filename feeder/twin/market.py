@@ -46,10 +46,11 @@ class Spec:
     """What is listed: a symbol, its first price, tick and lot as the venue spells them ("0.10" shows two decimals)."""
 
     __slots__ = ("symbol", "base", "quote", "tick", "lot", "price_decimals", "lot_decimals", "tick_units", "lot_units",
-                 "first_ticks")
+                 "first_price", "first_ticks")
 
     def __init__(self, symbol, base, quote, price, tick, lot):
         self.symbol, self.base, self.quote, self.tick, self.lot = symbol, base, quote, tick, lot
+        self.first_price = price
         self.price_decimals, self.tick_units = _decimals_and_units(tick)
         self.lot_decimals, self.lot_units = _decimals_and_units(lot)
         whole, _, part = price.partition(".")
@@ -154,17 +155,18 @@ class Listing:
             self._churn()
             if self.random.random() < 0.5:       # so that a diff often ends on an id a BBO carried, as it does live
                 self._touch(events)
-                events.append(self._best())
+                events.append(self.best())
             return events + self.flush(now_ms)
         if self.random.random() < TRADE_SHARE:
             self._trade(events)
         else:
             self._touch(events)
-        events.append(self._best())
+        events.append(self.best())
         self.messages_since_diff += len(events)
         return events
 
-    def _best(self):
+    def best(self):
+        """The BBO of this moment."""
         bid, ask = self.bids.keys[-1], self.asks.keys[-1]
         return (BBO, self, self.update_id, bid, self.bids.quantities[bid], -ask, self.asks.quantities[ask])
 

@@ -1,11 +1,13 @@
 """The twin on the wire: WebSocket and REST of one or more venues on loopback, one port each, and its admin requests.
 
-    Twin    all venues, the schedule, pause and faults          one timer: advance the sources, flush the peers
-    Venue   one port: channels, REST with its weight budget, the faults that wait for a diff or a request
-    Peer    one TCP connection: HTTP requests one after the other, then perhaps a WebSocket
+    Twin       all venues, the schedule, pause and faults          one timer: advance the sources, flush the peers
+    Venue      one port: who is subscribed to which channel, and the faults that wait for a diff or a request
+    peer.py    one TCP connection: HTTP requests one after the other, then perhaps a WebSocket
+    dialect.py what the venue says; one module and one line of registry.py each
 
-A message is made into text once per venue, into a frame once per stream name, and every peer's frames of one tick
-leave in one write. Text that nobody listens to is never made. Only peers that negotiated deflate pay for themselves.
+A message is made into text once per channel, into a frame once per group of its subscribers, and every peer's frames of
+one tick leave in one write. Text that nobody listens to is never made. Only peers that negotiated deflate, or whose
+venue numbers messages per connection, pay for themselves.
 
 Hot:  Venue.publish, with the source behind it; 10,000 messages/s over 40 instruments take a third of a core.
 
@@ -13,7 +15,9 @@ Admin requests, on every port, for tests and for the curious:
     /twin/status    /twin/pause    /twin/resume    /twin/book?symbol=[&limit=]    /twin/disconnect
     /twin/fault?kind=[&symbol=][&seconds=]
 Pause stops the market of all venues between two messages, drops faults that still wait for a diff, and sends the
-pending diffs: from then on a client that has read everything, and is not muted, holds exactly /twin/book.
+pending diffs: from then on a client that has read everything, and is not muted, holds exactly /twin/book: all of the
+market's levels there, and under `channels`, for each channel of this book somebody listens to, the levels within its
+depth with the venue's own sequence.
 """
 
 import json
@@ -23,240 +27,22 @@ from functools import partial
 from urllib.parse import parse_qs, urlsplit
 
 from ..clock import MILLISECOND, SECOND, steady_ns, wall_ns
-from ..errors import ConfigError, ProtocolError
+from ..errors import ConfigError
 from ..net import listen
-from ..websocket import (BINARY, CLOSE, PING, PONG, SERVER, TEXT, Connection, DeflateOptions, ServerHandshake,
-                         http_response)
-from .binance import DIALECTS, MAX_STREAMS, RequestError, WeightBudget
-from .faults import DIFF_FAULTS, REST_FAULTS, SLOW_BYTES_PER_SECOND, Fault
+from ..websocket import SERVER, Connection
+from .dialect import Budget, RequestError
+from .faults import CONTENT_FAULTS, DIFF_FAULTS, REST_FAULTS, Fault
 from .market import DEPTH
+from .peer import Alarm, Peer
+from .registry import DIALECTS
 from .source import Recorded, Synthetic
 
 TICK_NS = 2 * MILLISECOND            # least time between two bites of the market; what shares a tick shares a write
 CONGESTED_BYTES = 1 << 20            # a recording at full speed waits for readers this far behind
-MAX_EARLY_BYTES = 16 << 10           # of a next request sent before the answer to the last
-CONNECTS_PER_5_MINUTES = 300         # per address at the real venue
 SLOW_SECONDS = 2.0                   # when a fault does not say
 MAX_FAULTS_KEPT = 1_000
 
 log = logging.getLogger("feeder.twin")
-
-
-class Peer:
-    """One accepted connection. `out` collects frames until the end of the tick."""
-
-    def __init__(self, venue, stream):
-        self.venue = venue
-        self.stream = stream
-        self.handshake = ServerHandshake(allow_deflate=DeflateOptions() if venue.twin.allow_deflate else None)
-        self.connection = None               # a WebSocket, after its handshake
-        self.deflates = False
-        self.combined = False
-        self.kinds = ()
-        self.streams = {}                    # stream name -> (symbol, kind), or None for a silent one; in order
-        self.out = []
-        self.muted_until_ns = 0
-        self.slow_until_ns = self.slow_ns = 0
-        self.backlog = bytearray()           # of a slow peer
-        self.command_times = deque(maxlen=venue.dialect.commands_per_second)
-        self.ping_payload, self.ping_ns = b"", 0
-        self.timer = None
-        self.is_answering = False            # a REST answer is on its way
-        self.early = b""
-        stream.on_data, stream.on_close = self.on_data, self.on_close
-
-    # --- HTTP
-
-    def on_data(self, stream, data, recv_ns):
-        if self.connection is not None:
-            return self.take_frames(data)
-        if self.is_answering:
-            self.early += data
-            if len(self.early) > MAX_EARLY_BYTES:
-                stream.close()
-            return
-        try:
-            request = self.handshake.receive(data)
-        except ProtocolError as error:
-            return self.end_http(400, str(error))
-        if request is None:
-            return
-        if request.is_upgrade:
-            self.upgrade(request)
-        else:
-            self.early = request.body
-            self.is_answering = True
-            self.venue.request(self, request)
-
-    def end_http(self, status, text):
-        self.stream.write(http_response(status, json.dumps({"code": -1000, "msg": text}).encode(),
-                                        headers=[("Connection", "close")]))
-        self.stream.close()
-
-    def answer(self, request, status, text, headers=()):
-        """Send a REST answer; go on with a request that came early."""
-        if not self.stream.is_open:
-            return
-        stays = request.keep_alive
-        self.stream.write(http_response(status, text.encode(), headers=[
-            *headers, ("Connection", "keep-alive" if stays else "close")]))
-        self.is_answering = False
-        if not stays:
-            self.stream.close()
-        elif self.early:
-            early, self.early = self.early, b""
-            self.on_data(self.stream, early, 0)
-
-    def upgrade(self, request):
-        venue = self.venue
-        route = venue.dialect.route(request.target)
-        if route is None:
-            return self.end_http(404, f"nothing is served at {request.target}")
-        if not venue.may_connect():
-            return self.end_http(429, "Too many connection attempts.")
-        try:
-            self.stream.write(self.handshake.accept(request))
-        except ProtocolError as error:
-            return self.end_http(400, str(error))
-        self.combined, self.kinds, streams = route
-        self.connection = Connection(SERVER, max_message_bytes=1 << 20, deflate=self.handshake.deflate)
-        self.deflates = self.handshake.deflate is not None
-        venue.peers.add(self)
-        if len(streams) > MAX_STREAMS:
-            return self.refuse(f"{len(streams)} streams, at most {MAX_STREAMS} are allowed")
-        self.subscribe(streams)
-        self.timer = venue.twin.loop.call_after(venue.twin.ping_interval_ns, self.ping)
-        if request.body:
-            self.take_frames(request.body)
-
-    # --- WebSocket
-
-    def take_frames(self, data):
-        connection = self.connection
-        for opcode, payload in connection.receive(data):
-            if opcode == PONG:
-                if payload == self.ping_payload:
-                    self.ping_ns = 0
-            if opcode == CLOSE or not self.stream.is_open:
-                continue
-            now_ns = steady_ns()
-            times = self.command_times
-            if len(times) == times.maxlen and now_ns - times[0] < SECOND:      # pings and pongs count too
-                return self.refuse(f"more than {times.maxlen} messages a second")
-            times.append(now_ns)
-            if opcode == TEXT:
-                self.command(payload)
-            elif opcode == BINARY:
-                return self.refuse("binary messages are not served", 1003)
-        outgoing = connection.take_outgoing()
-        if outgoing:
-            self.stream.write(outgoing)
-        if connection.is_closed:
-            self.stream.close()
-
-    def command(self, payload):
-        dialect = self.venue.dialect
-        result = "null"
-        try:
-            method, params, number = dialect.command(payload)
-        except RequestError as error:
-            self.venue.counts["bad_commands"] += 1
-            return self.send(TEXT, error.text.encode())
-        if method == "SUBSCRIBE":
-            if len(set(self.streams).union(params)) > MAX_STREAMS:
-                return self.refuse(f"more than {MAX_STREAMS} streams")
-            self.subscribe(params)
-        elif method == "UNSUBSCRIBE":
-            for name in params:
-                self.venue.leave(self, name)
-        elif method == "LIST_SUBSCRIPTIONS":
-            result = json.dumps(list(self.streams), separators=(",", ":"))
-        elif method == "SET_PROPERTY":
-            streams = list(self.streams)
-            for name in streams:
-                self.venue.leave(self, name)
-            self.combined = params[1]
-            self.subscribe(streams)
-        else:
-            result = "true" if self.combined else "false"
-        self.send(TEXT, f'{{"result":{result},"id":{number}}}'.encode())
-
-    def subscribe(self, names):
-        for name in names:
-            if name not in self.streams:
-                self.venue.join(self, name)
-        if names:
-            self.venue.twin.first_subscription()
-
-    def send(self, opcode, payload):
-        """Queue a frame of this peer's own; it leaves with the rest of the tick, in order."""
-        if self.connection.is_open:
-            self.out.append(self.connection.send(opcode, payload))
-            self.venue.twin.schedule_flush()
-
-    def flush(self, now_ns):
-        if not (self.out or self.slow_until_ns):
-            return
-        data = b"".join(self.out)
-        self.out.clear()
-        if self.slow_until_ns:
-            data = self.trickle(data, now_ns)
-        if data:
-            self.stream.write(data)
-
-    def trickle(self, data, now_ns):
-        """What a slow connection lets through now."""
-        backlog = self.backlog
-        backlog += data
-        if len(backlog) > self.stream.max_pending_bytes:
-            self.venue.counts["slow_disconnects"] += 1
-            self.stream.abort()
-            return b""
-        size = len(backlog)
-        if now_ns < self.slow_until_ns:
-            size = (now_ns - self.slow_ns) * SLOW_BYTES_PER_SECOND // SECOND
-            self.slow_ns += size * SECOND // SLOW_BYTES_PER_SECOND
-        else:
-            self.slow_until_ns = 0
-        passed = bytes(backlog[:size])
-        del backlog[:size]
-        return passed
-
-    def ping(self):
-        """Once every interval: close the connection whose pong is overdue, else ask again."""
-        if not self.stream.is_open or not self.connection.is_open:
-            return
-        twin = self.venue.twin
-        now_ns = steady_ns()
-        if self.ping_ns and now_ns - self.ping_ns >= twin.pong_timeout_ns:
-            self.venue.counts["pong_timeouts"] += 1
-            self.stream.write(self.connection.close(1008, "Pong timeout"))
-            self.stream.close()
-            return
-        if not self.ping_ns:
-            self.ping_ns, self.ping_payload = now_ns, str(wall_ns() // MILLISECOND).encode()
-        self.send(PING, self.ping_payload)
-        self.timer = twin.loop.call_after(twin.ping_interval_ns, self.ping)
-
-    def refuse(self, reason, code=1008):
-        self.venue.counts["refused"] += 1
-        self.close(code, reason)
-
-    def close(self, code, reason):
-        """End in order: the frames that are queued, a close frame, the connection."""
-        self.flush(steady_ns())
-        if self.connection is not None:
-            self.stream.write(self.connection.close(code, reason))
-        self.stream.close()
-
-    def on_close(self, stream, error):
-        if self.timer is not None:
-            self.timer.cancel()
-        if error is not None:
-            log.info("%s: %s", self.venue.name, error)
-            if "reads too slowly" in str(error):
-                self.venue.counts["slow_disconnects"] += 1
-        self.venue.forget(self)
 
 
 class Venue:
@@ -268,20 +54,23 @@ class Venue:
         self.name = dialect.name
         self.source = source
         self.symbols = [spec.symbol for spec in source.specs]
-        self._known = set(self.symbols)
         self.peers = set()                   # WebSockets
         self.plain = set()                   # all connections
-        self.channels = {}                   # (symbol, kind) -> {(stream name, combined): [peers]}
+        self.channels = {}                   # key -> Channel
+        self.fed = {}                        # (symbol, kind of event) -> [Channel]
         self.counts = Counter()
         self.diff_faults, self.rest_faults = [], []
-        self.held = {}                       # symbol -> the diff that a reorder fault holds back
-        self.weight = WeightBudget(dialect.weight_limit)
-        self.waiting = []                    # depth requests a recording cannot answer yet
-        self._connects = deque(maxlen=twin.connects_per_5_minutes)
+        self.waiting = []                    # requests a recording cannot answer yet
+        self.on_book = None                  # called with (channel, now_ms) after each message of a book
+        count, seconds = dialect.connects
+        self._connects = Budget(twin.connects_per_5_minutes or count, 300 if twin.connects_per_5_minutes else seconds)
         self._encoder = Connection(SERVER)   # frames that many share carry no state: any server's will do
         self._now_ms = wall_ns() // MILLISECOND
+        self._now_ns = steady_ns()
         self._listener = listen(twin.loop, host, port, self._accepted)
         self.port = self._listener.port
+        self.deadline_ns = None              # when a channel is next to be looked at for having been idle
+        self._alarm = Alarm(twin.loop, self)
 
     @property
     def info(self):
@@ -294,100 +83,149 @@ class Venue:
         self.plain.add(Peer(self, stream))
 
     def may_connect(self):
-        now_ns = steady_ns()
-        if len(self._connects) == self._connects.maxlen and now_ns - self._connects[0] < 300 * SECOND:
-            self.counts["connects_refused"] += 1
-            return False
-        self._connects.append(now_ns)
-        return True
+        limit = self.dialect.max_connections
+        if (limit is None or len(self.peers) < limit) and self._connects.take(steady_ns()):
+            return True
+        self.counts["connects_refused"] += 1
+        return False
+
+    def find(self, symbol):
+        """The listed symbol that is meant, in whatever case it is written; ConfigError if there is none."""
+        for listed in self.symbols:
+            if listed == symbol or listed.upper() == symbol.upper():
+                return listed
+        raise ConfigError(f"symbol {symbol!r} is not listed at {self.name}")
 
     # --- channels
 
-    def join(self, peer, name):
-        key = self.dialect.channel(name, peer.kinds)
-        if key is not None and key[0] not in self._known:
-            key = None
-        peer.streams[name] = key
-        if key is not None:
-            self.channels.setdefault(key, {}).setdefault((name, peer.combined), []).append(peer)
+    def join(self, peer, key, label):
+        channel = self.channels.get(key)
+        if channel is None:
+            channel = self.channels[key] = self.dialect.channel(key, self.source)
+            for kind in channel.kinds:
+                self.fed.setdefault((channel.symbol, kind), []).append(channel)
+            self._watch(channel)
+        channel.groups.setdefault(label, []).append(peer)
+        return channel
 
-    def leave(self, peer, name):
-        key = peer.streams.pop(name, None)
-        if key is None:
-            return
-        groups = self.channels[key]
-        group = groups[name, peer.combined]
+    def leave(self, peer, key, label):
+        channel = self.channels[key]
+        group = channel.groups[label]
         group.remove(peer)
-        if not group:
-            del groups[name, peer.combined]
-        if not groups:
-            del self.channels[key]
+        if group:
+            return
+        del channel.groups[label]
+        if channel.groups:
+            return
+        del self.channels[key]
+        for kind in channel.kinds:
+            fed = self.fed[channel.symbol, kind]
+            fed.remove(channel)
+            if not fed:
+                del self.fed[channel.symbol, kind]
 
     def forget(self, peer):
-        for name in list(peer.streams):
-            self.leave(peer, name)
+        if peer.session is not None:
+            for name in list(peer.session.topics):
+                peer.leave(name)
         self.peers.discard(peer)
         self.plain.discard(peer)
 
     # --- the way of a message
 
     def advance(self, now_ns):
+        self._now_ns = now_ns
         self._now_ms = wall_ns() // MILLISECOND
         if not self.source.waits_for_readers or not any(
                 peer.stream.pending_bytes > CONGESTED_BYTES for peer in self.peers):
             self.source.advance(now_ns, self._now_ms, self.publish)
         if self.waiting:
             waiting, self.waiting = self.waiting, []
-            for peer, request, symbol, limit, headers in waiting:
-                self.answer_depth(peer, request, symbol, limit, headers)
+            for peer, request, answer in waiting:
+                self.give(peer, request, answer)
 
     def publish(self, symbol, kind, item):
-        """Send one message of the source to whoever subscribed it."""
-        groups = self.channels.get((symbol, kind))
-        if groups is None:
+        """Send what one event of the source means to whoever subscribed it."""
+        channels = self.fed.get((symbol, kind))
+        if channels is None:
             return
         self.counts[kind] += 1
-        text = self.source.text(kind, symbol, item, self._now_ms)
-        if kind is DEPTH and (self.diff_faults or symbol in self.held):
-            for text in self.spoil(symbol, text):
-                self.distribute(groups, text)
-        else:
-            self.distribute(groups, text)
+        fault = self._diff_fault(symbol) if self.diff_faults and kind is DEPTH else None
+        shown = None
+        for channel in channels:
+            if fault is not None and fault.kind in CONTENT_FAULTS and channel.is_book:
+                texts, action = channel.hurt(fault.kind, item, self._now_ms), None
+                shown = shown or (texts[0] if texts else None)
+            else:
+                texts, action = channel.texts(item, self._now_ms), None
+                if fault is not None and channel.is_book and texts:
+                    action, shown = fault.kind, shown or texts[0]
+            for text in texts:
+                self.distribute(channel, text, action)
+            if texts:
+                self._told(channel)
+        if shown is not None:
+            self.diff_faults.remove(fault)
+            self.twin.done(self, fault, symbol, shown[:120])
 
-    def distribute(self, groups, text):
-        for (name, combined), peers in groups.items():
-            payload = (f'{{"stream":"{name}","data":{text}}}' if combined else text).encode()
+    def _diff_fault(self, symbol):
+        """The first fault that waits for a diff of this symbol; it stays until something was made of it."""
+        return next((fault for fault in self.diff_faults if fault.fits(symbol)), None)
+
+    def distribute(self, channel, text, action=None):
+        opcode, loses = self.dialect.opcode, action is not None
+        for label, peers in channel.groups.items():
+            payload = channel.dress(label, text).encode()
             frame = None
             for peer in peers:
-                if peer.muted_until_ns:
-                    if steady_ns() < peer.muted_until_ns:
-                        continue
-                    peer.muted_until_ns = 0
-                if not peer.connection.is_open:
+                own = peer.session.finish(channel, text).encode() if peer.finishes else payload
+                if peer.muted_until_ns and peer.is_muted() or not peer.connection.is_open:
                     continue
-                if peer.deflates:
-                    peer.out.append(peer.connection.send(TEXT, payload))
-                    continue
-                if frame is None:
-                    frame = self._encoder.send(TEXT, payload)
-                peer.out.append(frame)
+                if loses or peer.held:
+                    for own in self.spoiled(peer, channel, own, action):
+                        peer.out.append(peer.connection.send(opcode, own))
+                elif peer.deflates or peer.finishes:
+                    peer.out.append(peer.connection.send(opcode, own))
+                else:
+                    if frame is None:
+                        frame = self._encoder.send(opcode, payload)
+                    peer.out.append(frame)
 
-    def spoil(self, symbol, text):
-        """Apply the first fault that waits for a diff of this symbol; the texts to send instead."""
-        if symbol in self.held:
-            return [text, self.held.pop(symbol)]
-        for fault in self.diff_faults:
-            if fault.fits(symbol):
-                break
-        else:
-            return [text]
-        self.diff_faults.remove(fault)
-        self.twin.done(self, fault, symbol, text[:120])
-        if fault.kind == "duplicate":
-            return [text, text]
-        if fault.kind == "reorder":
-            self.held[symbol] = text
-        return []
+    def spoiled(self, peer, channel, payload, action):
+        """The payloads to send in place of one."""
+        if action == "gap":
+            return []
+        if action == "duplicate":
+            return [payload, payload]
+        if action == "reorder":
+            peer.held.setdefault(channel, []).append(payload)
+            return []
+        return [payload, *peer.held.pop(channel, ())]
+
+    def _told(self, channel):
+        if channel.idle_ns is not None:
+            channel.deadline_ns = self._now_ns + channel.idle_ns
+        if self.on_book is not None and channel.is_book:
+            self.on_book(channel, self._now_ms)
+
+    # what channels say when nothing happens
+
+    def _watch(self, channel):
+        if channel.idle_ns is not None:
+            channel.deadline_ns = steady_ns() + channel.idle_ns
+            self.deadline_ns = min(self.deadline_ns or channel.deadline_ns, channel.deadline_ns)
+            self._alarm.arm()
+
+    def expire(self, now_ns):
+        self._now_ns, now_ms = now_ns, wall_ns() // MILLISECOND
+        waiting = [channel for channel in self.channels.values() if channel.idle_ns is not None]
+        for channel in waiting:
+            if channel.deadline_ns <= now_ns:
+                for text in channel.idle(now_ms):
+                    self.distribute(channel, text)
+                channel.deadline_ns = now_ns + channel.idle_ns
+        self.deadline_ns = min((channel.deadline_ns for channel in waiting), default=None)
+        self.twin.schedule_flush()
 
     def flush(self, now_ns):
         for peer in self.peers:
@@ -395,14 +233,15 @@ class Venue:
 
     def settle(self):
         """Send everything that is pending, in the source, in faults and in slow connections."""
+        now_ns = self._now_ns = steady_ns()
         self._now_ms = wall_ns() // MILLISECOND
         self.diff_faults.clear()
         self.source.flush(self._now_ms, self.publish)
-        for symbol, text in self.held.items():
-            self.distribute(self.channels.get((symbol, DEPTH), {}), text)
-        self.held.clear()
-        now_ns = steady_ns()
         for peer in self.peers:
+            for payloads in peer.held.values():
+                for payload in payloads:
+                    peer.queue(self.dialect.opcode, payload)
+            peer.held.clear()
             peer.slow_until_ns = min(peer.slow_until_ns, now_ns)
         self.flush(now_ns)
 
@@ -414,15 +253,14 @@ class Venue:
             if fault.kind == "disconnect":
                 peer.stream.abort()
             elif fault.kind == "mute":
-                peer.muted_until_ns = now_ns + int(fault.seconds * SECOND) if fault.seconds else 1 << 63
+                peer.mute(now_ns, fault.seconds)
             elif fault.kind == "slow":
-                peer.slow_ns = now_ns
-                peer.slow_until_ns = now_ns + int((fault.seconds or SLOW_SECONDS) * SECOND)
-            elif fault.kind == "garbage":
-                name = next((name for name, key in peer.streams.items() if key and key[1] == DEPTH), "btcusdt@depth")
-                peer.send(TEXT, b"this is not JSON")
-                peer.send(TEXT, f'{{"stream":"{name}","data":{{"e":"depthUpdate","E":{self._now_ms},"s":"'.encode())
-                peer.send(BINARY, bytes(range(32)))
+                peer.slow_down(now_ns, fault.seconds or SLOW_SECONDS)
+            elif fault.kind == "notice":
+                peer.end(fault.seconds or None)
+            else:
+                for opcode, payload in peer.session.garbage(self._now_ms):
+                    peer.queue(opcode, payload)
         self.twin.done(self, fault, fault.symbol, f"{len(self.peers)} connections")
 
     # --- REST
@@ -433,74 +271,49 @@ class Venue:
             return self.twin.admin(self, peer, request)
         if request.method != "GET":
             return peer.answer(request, 405, '{"code":-1000,"msg":"only GET is served"}')
-        found = self.dialect.endpoint(target)
-        if found is None or found[0] not in ("depth", "exchangeInfo", "time", "ping"):
-            return peer.answer(request, 404, '{"code":-1000,"msg":"no such path"}')
-        self.counts["rest_requests"] += 1
         try:
-            self._serve(peer, request, *found)
+            answer = self.dialect.rest(target, self, steady_ns(), wall_ns() // MILLISECOND)
         except RequestError as error:
-            self._later(peer, request, error.status, error.text)
+            self.counts["rest_429"] += error.status == self.dialect.too_many_status
+            return self._later(peer, request, error.status, error.text, error.headers)
+        self.give(peer, request, answer)
 
-    def _serve(self, peer, request, endpoint, parameters):
-        retry_s = self.weight.spend(self.dialect.weight(endpoint, parameters), steady_ns())
-        headers = [("X-MBX-USED-WEIGHT-1M", str(self.weight.used))]
-        if retry_s:
-            return self._too_many(peer, request, headers, retry_s)
-        symbol = parameters.get("symbol", "").upper() if endpoint == "depth" else None
-        if endpoint == "depth" and symbol not in self._known:
-            raise RequestError('{"code":-1121,"msg":"Invalid symbol."}')
-        fault = self._rest_fault(endpoint, symbol)
-        now_ms = wall_ns() // MILLISECOND
-        if fault == "rest_429":
-            return self._too_many(peer, request, headers, 1)
-        if fault == "rest_error":
-            text = '{"code":-1000,"msg":"An unknown error occurred while processing the request."}'
-            return self._later(peer, request, 500, text, headers)
-        if endpoint == "ping":
-            text = "{}"
-        elif endpoint == "time":
-            text = f'{{"serverTime":{now_ms}}}'
-        elif endpoint == "exchangeInfo":
-            text = self.dialect.exchange_info(self.source.specs, parameters, now_ms)
-        else:
-            limit = self.dialect.depth_limit(parameters)
-            if fault != "stale_snapshot":
-                return self.answer_depth(peer, request, symbol, limit, headers)
-            text = self.source.stale_depth(symbol, limit, now_ms)
-        self._later(peer, request, 200, text, headers)
-
-    def answer_depth(self, peer, request, symbol, limit, headers):
-        """The book as it is now, after the latency; or once more when the recording has come to it."""
-        text = self.source.depth(symbol, limit, wall_ns() // MILLISECOND)
+    def give(self, peer, request, answer):
+        """The answer as it is now, after the latency; or once more when the recording has come to it."""
+        text = answer.text if answer.retry is None else answer.retry(wall_ns() // MILLISECOND)
         if text is not None:
-            self._later(peer, request, 200, text, headers)
+            self._later(peer, request, 200, text, answer.headers)
         elif peer.stream.is_open:
-            self.waiting.append((peer, request, symbol, limit, headers))
+            self.waiting.append((peer, request, answer))
 
-    def _too_many(self, peer, request, headers, retry_s):
-        self.counts["rest_429"] += 1
-        text = (f'{{"code":-1003,"msg":"Too many requests; current limit is {self.weight.limit} request weight per '
-                '1 MINUTE. Please use WebSocket Streams for live updates to avoid polling the API."}')
-        self._later(peer, request, 429, text, headers + [("Retry-After", str(retry_s))])
-
-    def _rest_fault(self, endpoint, symbol):
+    def rest_fault(self, symbol, is_snapshot):
+        """For the dialect: a fault to show in this answer, or None; those of any answer are raised as one."""
         for fault in self.rest_faults:
-            if fault.fits(symbol) and (endpoint == "depth" or fault.kind != "stale_snapshot"):
+            if fault.fits(symbol) and (is_snapshot or fault.kind != "stale_snapshot"):
                 self.rest_faults.remove(fault)
-                self.twin.done(self, fault, symbol, endpoint)
+                self.twin.done(self, fault, symbol, "REST")
+                if fault.kind == "rest_429":
+                    raise self.dialect.too_many(1)
+                if fault.kind == "rest_error":
+                    raise self.dialect.broken()
                 return fault.kind
         return None
 
     def _later(self, peer, request, status, text, headers=()):
         self.twin.loop.call_after(self.twin.rest_latency_ns, lambda: peer.answer(request, status, text, headers))
 
+    def books(self, symbol):
+        """Of each channel that tells this book to somebody: its key, the venue's sequence, and the levels told."""
+        return [(channel.key, *channel.book()) for channel in self.channels.values()
+                if channel.is_book and channel.symbol == symbol]
+
     def status(self):
         return {**self.source.status(), "connections": len(self.peers),
-                "streams": sum(len(peer.streams) for peer in self.peers), "counts": dict(self.counts),
-                "weight_used": self.weight.used, "rest_refused": self.weight.refused, "symbols": len(self.symbols)}
+                "streams": sum(len(peer.session.topics) for peer in self.peers), "counts": dict(self.counts),
+                **self.dialect.status(), "symbols": len(self.symbols)}
 
     def close(self):
+        self._alarm.cancel()
         self._listener.close()
         for peer in list(self.plain):
             peer.close(1001, "going away")
@@ -515,16 +328,19 @@ class Twin:
         rate: messages/s in all, shared by the venues.
         faults: [Fault], their times count from the first subscription.
         replay, speed: the path of a recording; a factor, or None for as fast as the clients read.
+        time_scale: heartbeats, their timeouts and notices come so many times faster than the venue's.
+        lifetime_s: connections end after so long, announced where the venue does.
+        settings: {venue name: {setting of its dialect: value}}
     """
 
     def __init__(self, loop, venues, *, seed=1, rate=2_000, host="127.0.0.1", port=0, levels=None, faults=(),
-                 replay=None, speed=1.0, rest_latency_ms=20, ping_interval_s=20.0, pong_timeout_s=60.0,
-                 allow_deflate=True, connects_per_5_minutes=CONNECTS_PER_5_MINUTES):
+                 replay=None, speed=1.0, rest_latency_ms=20, ping_interval_s=None, pong_timeout_s=None,
+                 allow_deflate=True, connects_per_5_minutes=None, time_scale=1.0, lifetime_s=0, settings=None):
         self.loop = loop
         self.seed, self.host = seed, host
         self.faults = list(faults)
         self.rest_latency_ns = int(rest_latency_ms * MILLISECOND)
-        self.ping_interval_ns, self.pong_timeout_ns = int(ping_interval_s * SECOND), int(pong_timeout_s * SECOND)
+        self.lifetime_ns = int(lifetime_s * SECOND)
         self.allow_deflate = allow_deflate
         self.connects_per_5_minutes = connects_per_5_minutes
         self.is_paused = False
@@ -542,7 +358,12 @@ class Twin:
             for name, symbols in venues.items():
                 if name not in DIALECTS:
                     raise ConfigError(f"venue {name!r} has no twin, expected one of {', '.join(DIALECTS)}")
-                dialect = DIALECTS[name]()
+                chosen = dict(ping_interval_s=ping_interval_s, pong_timeout_s=pong_timeout_s)
+                chosen = {key: value for key, value in chosen.items()
+                          if value is not None and key in DIALECTS[name].settings}
+                dialect = DIALECTS[name](time_scale, **{**chosen, **(settings or {}).get(name, {})})
+                if replay and not dialect.replays:
+                    raise ConfigError(f"the twin serves no recordings of {name}")
                 source = (Recorded(dialect, replay, speed) if replay else
                           Synthetic(dialect, symbols, seed, rate / len(venues), levels))
                 self.venues[name] = Venue(self, dialect, source, host, port)
@@ -610,11 +431,16 @@ class Twin:
     # --- faults, pause, books
 
     def inject(self, fault, venues=None):
-        """Let a fault happen, at once or at the next diff or request, in all venues that fit or in the one named."""
+        """Let a fault happen, at once or at the next diff or request, in the venues named or all that can show it."""
         for venue in self.venues.values() if venues is None else venues:
-            if fault.symbol is not None and fault.symbol not in venue.symbols:
+            if fault.kind not in venue.dialect.faults:
+                if venues is None:
+                    continue
+                raise ConfigError(f"a client of {venue.name} cannot see the fault {fault.kind}, expected one of "
+                                  f"{', '.join(sorted(venue.dialect.faults))}")
+            if fault.symbol is not None and not any(map(fault.fits, venue.symbols)):
                 continue
-            if fault.kind in DIFF_FAULTS:
+            if fault.kind in DIFF_FAULTS + CONTENT_FAULTS:
                 venue.diff_faults.append(fault)
             elif fault.kind in REST_FAULTS:
                 venue.rest_faults.append(fault)
@@ -677,18 +503,21 @@ class Twin:
         return {"paused": False}
 
     def _admin_book(self, venue, parameters):
-        symbol = parameters.get("symbol", "").upper()
-        if symbol not in venue.symbols:
-            raise ConfigError(f"symbol {symbol!r} is not listed at {venue.name}")
+        symbol = venue.find(parameters.get("symbol", ""))
         last_id, bids, asks = venue.source.book(symbol)
         limit = int(parameters.get("limit", 0)) or None
-        return {"symbol": symbol, "last_update_id": last_id, "bids": bids[:limit], "asks": asks[:limit]}
+        answer = {"symbol": symbol, "last_update_id": last_id, "bids": bids[:limit], "asks": asks[:limit]}
+        if not venue.dialect.replays:            # there a channel's book is the market's
+            answer["channels"] = []
+            for key, sequence, *sides in venue.books(symbol):
+                bids, asks = venue.source.spelled(symbol, *sides)
+                answer["channels"].append({"channel": key, "sequence": sequence, "bids": bids[:limit],
+                                           "asks": asks[:limit]})
+        return answer
 
     def _admin_fault(self, venue, parameters):
         fault = Fault(parameters.get("kind"), 0.0, float(parameters.get("seconds", 0)),
-                      parameters.get("symbol", "").upper() or None)
-        if fault.symbol is not None and fault.symbol not in venue.symbols:
-            raise ConfigError(f"symbol {fault.symbol!r} is not listed at {venue.name}")
+                      parameters.get("symbol") and venue.find(parameters["symbol"]))
         self.inject(fault, [venue])
         return {"fault": repr(fault)}
 

@@ -3,7 +3,7 @@
     start(now_ns)                  the clock of the source begins
     due_ns                         steady time of the next message; None before start, when paused, at the end
     advance(now_ns, now_ms, publish)     call publish(symbol, kind, item) for everything due, in order
-    text(kind, symbol, item, now_ms)     an item as JSON text; asked only when somebody listens
+    text(kind, symbol, item, now_ms)     an item as JSON text, of venues whose channels take it as it is
     depth(symbol, limit, now_ms)   the REST answer; None: it is not known yet, ask again (a recording waits for its own)
     book(symbol)                   the true book, (last update id, bids, asks) as decimal text, best first
     flush(now_ms, publish)         publish what is pending, so that what was sent adds up to the true books
@@ -18,7 +18,7 @@ from collections import deque
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import CaptureError
-from .binance import Words, text_makers
+from .dialect import Words
 from .market import AGGREGATE, BBO, DEPTH, TRADE, Market
 
 SECOND_NS = 10 ** 9
@@ -88,10 +88,8 @@ class Synthetic:
         for listing in self.listings.values():       # leave the first moment behind, so that it is stale for everybody
             listing.turn(0)
             listing.flush(0)
-        self._words = {symbol: Words(listing.spec) for symbol, listing in self.listings.items()}
-        self._makers = text_makers(dialect)
-        # A subscriber of every channel sees `rate`: usdm clients take aggregates for trades, spot clients single ones.
-        self._uncounted = AGGREGATE if dialect.contiguous else TRADE
+        self.words = {symbol: dialect.words(listing.spec) for symbol, listing in self.listings.items()}
+        self._makers = dialect.makers()
         self.pacer = Pacer(rate)
         self.start, self.pause, self.resume = self.pacer.start, self.pacer.pause, self.pacer.resume
 
@@ -101,7 +99,7 @@ class Synthetic:
 
     def advance(self, now_ns, now_ms, publish):
         owed = self.pacer.owed(now_ns)
-        step, uncounted, sent = self.market.step, self._uncounted, 0
+        step, uncounted, sent = self.market.step, self.dialect.uncounted, 0
         while sent < owed:
             for event in step(now_ms):
                 kind = event[0]
@@ -110,7 +108,7 @@ class Synthetic:
         self.pacer.sent += sent
 
     def text(self, kind, symbol, event, now_ms):
-        return self._makers[kind](event, self._words[symbol], now_ms)
+        return self._makers[kind](event, self.words[symbol], now_ms)
 
     def depth(self, symbol, limit, now_ms):
         return self._depth(self.listings[symbol], limit, now_ms)
@@ -119,13 +117,18 @@ class Synthetic:
         return self._depth(self.listings[symbol].rebuilt(), limit, now_ms)
 
     def _depth(self, listing, limit, now_ms):
-        words = self._words[listing.spec.symbol]
+        words = self.words[listing.spec.symbol]
         return self.dialect.depth_text(listing.update_id, words.levels(listing.bids.levels(limit)),
                                        words.levels(listing.asks.levels(limit)), now_ms)
 
     def book(self, symbol):
-        listing, words = self.listings[symbol], self._words[symbol]
-        return listing.update_id, words.pairs(listing.bids.levels()), words.pairs(listing.asks.levels())
+        listing = self.listings[symbol]
+        return listing.update_id, *self.spelled(symbol, listing.bids.levels(), listing.asks.levels())
+
+    def spelled(self, symbol, *sides):
+        """Sides as plain decimal text, whatever the venue's own spelling."""
+        words = Words(self.listings[symbol].spec)
+        return tuple(words.pairs(side) for side in sides)
 
     def flush(self, now_ms, publish):
         for event in self.market.flush(now_ms):

@@ -1,0 +1,8 @@
+"""The venues that have a twin: one line each."""
+
+from . import binance, bybit
+
+DIALECTS = {dialect.name: dialect for dialect in (
+    binance.Spot, binance.Usdm,
+    bybit.Spot, bybit.Linear,
+)}
