@@ -1,238 +1,44 @@
-"""From venues to the pipeline: connections kept alive, subscriptions, snapshots within the venue's budget.
+"""From venues to the pipeline: a venue's connections, its books, its instrument list, all within its budgets.
 
-    Feed (a venue) ─┬─ LineConnection ... one WebSocket each: connect, upgrade, subscribe, decode, reconnect for ever
-                    └─ SnapshotQueue ... REST books: spaced by weight, few at once, retried, 429 obeyed
+    Feed (a venue) ─┬─ LineConnection (line.py) ... one WebSocket each
+                    ├─ SnapshotQueue ... REST books: spaced by weight, few at once, retried, 429 obeyed; or
+                    └─ ResubscribeQueue ... books on the stream: unsubscribe and subscribe, together where it can be, with backoff
 
-One Feed has one budget of connects and one of request weight. A connection that brings no market data for
-`stale_after_s` is dead, however well it pings. What a lost connection carried goes STALE at once and alone:
-the books whose increments were on it, not those of which it had only trades.
-
-Hot:  LineConnection.on_data; measured live by `make bench-host`.
+One Feed has one budget of connects and one of request weight; connects to one host are spaced over all Feeds of the
+process. What a lost connection carried goes STALE at once and alone: the books whose increments were on it, not those of
+which it had only trades.
 """
 
-import base64
 import logging
-import os
 import random
 from collections import deque
 from urllib.parse import urlsplit
 
 from feeder import clock
 from feeder.config import SNAPSHOT_BURST
-from feeder.errors import FeederError, NumberError, VenueError
+from feeder.errors import FeederError, VenueError
+from feeder.line import LineConnection
 from feeder.log import Limited
-from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, connect, proxy_for, tls_context
-from feeder.venue.contract import ACK, ERROR, SHUTDOWN
-from feeder.websocket import BINARY, CLIENT, CLOSE, TEXT, ClientHandshake, Connection, DeflateOptions
+from feeder.message import LIVE
+from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, proxy_for, tls_context
+from feeder.venue.contract import IMAGE, REST
 
 log = logging.getLogger("feeder.ingest")
 
-SUBSCRIBE_EVERY_NS = 300 * clock.MILLISECOND      # Binance: 5 messages a second in all, pongs included
 CONNECT_WINDOW_NS = 300 * clock.SECOND
 SNAPSHOTS_AT_ONCE = 2
 SNAPSHOT_RETRY_FIRST_NS, SNAPSHOT_RETRY_CAP_NS = 250 * clock.MILLISECOND, 3 * clock.SECOND
 INSTRUMENTS_RETRY_NS = 30 * clock.SECOND
 MAX_RETRY_AFTER_S = 300
-DEFAULT_PORTS = {"ws": 80, "wss": 443, "http": 80, "https": 443}
-
-
-class LineConnection:
-    """One connection of a venue and the streams on it.
-
-        waiting ──▶ connecting ──▶ upgrading ──▶ connected ──▶ lost ──▶ waiting ...
-                    Stream's 10 s  └─ stale_after_s ────────┘
-    """
-
-    def __init__(self, feed, number, line):
-        self.feed = feed
-        self.name = f"{feed.name}/{number}"
-        self.line = line
-        self.backoff = Backoff(random=feed.random)
-        self.stream = self.handshake = self.websocket = None
-        self.timer = None                 # the next connect, or the next look at silence
-        self.text_timer = None            # the next subscription, then the deadline of its first data
-        self.texts = deque()              # subscriptions not sent yet
-        self.connected = False            # from the upgrade on, until it is known to be lost
-        self.lost = True
-        self.backoff_used = False
-        self.connects = 0
-        self.bytes_before = 0             # received on earlier connections
-        self.data_ns = 0                  # when market data last came
-        self.instruments = feed.carried(line.streams)
-        self.books = feed.carried(stream for stream in line.streams if stream in feed.depth_streams)
-
-    @property
-    def received_bytes(self):
-        return self.bytes_before + (self.stream.bytes_in if self.stream is not None else 0)
-
-    def start(self):
-        now_ns = clock.steady_ns()
-        at_ns = self.feed.connect_budget.acquire_at(now_ns)
-        if at_ns > now_ns:
-            log.warning("%s: connect budget used up, next connect in %.1f s",
-                        self.name, (at_ns - now_ns) / clock.SECOND)
-        self.timer = self.feed.loop.call_at(at_ns, self.connect)
-
-    def connect(self):
-        feed = self.feed
-        url = urlsplit(feed.config.websocket_url)
-        self.connects += 1
-        self.lost = False
-        secure = url.scheme == "wss"
-        port = url.port or DEFAULT_PORTS[url.scheme]
-        deflate = DeflateOptions() if feed.config.compression else None
-        host = f"[{url.hostname}]" if ":" in url.hostname else url.hostname
-        self.handshake = ClientHandshake(
-            host if port == DEFAULT_PORTS[url.scheme] else f"{host}:{port}", url.path.rstrip("/") + self.line.path,
-            base64.b64encode(os.urandom(16)).decode(), headers=[("User-Agent", "feeder")], deflate=deflate)
-        self.websocket = None
-        log.info("%s: connecting to %s:%s", self.name, url.hostname, port)
-        if self.stream is not None:
-            self.bytes_before += self.stream.bytes_in
-        self.stream = connect(
-            feed.loop, url.hostname, port, tls=feed.tls if secure else None, proxy=feed.proxy,
-            options=feed.options,
-            on_open=self.on_open, on_data=self.on_first_data, on_close=self.on_close)
-
-    def on_open(self, stream):
-        stream.write(self.handshake.request)
-        self.data_ns = clock.steady_ns()
-        self.watch_silence()
-
-    def on_first_data(self, stream, data, recv_ns):
-        """Bytes of the upgrade's answer; whatever follows it are frames."""
-        try:
-            rest = self.handshake.receive(data)
-        except VenueError as error:
-            self.lose(error)
-            return
-        if rest is None:
-            return
-        self.websocket = Connection(CLIENT, max_message_bytes=self.feed.config.max_message_bytes,
-                                    deflate=self.handshake.deflate)
-        self.connected = True
-        self.data_ns = clock.steady_ns()
-        streams = self.line.streams
-        self.session = self.feed.venue.session()
-        self.texts.extend(self.session.hello(self.feed.next_request_id(1)))
-        self.texts.extend(self.session.subscribe(streams, self.feed.next_request_id(len(streams))))
-        log.info("%s: connected, subscribing %d streams", self.name, len(streams))
-        self.feed.line_changed(self, recv_ns)
-        stream.on_data = self.on_data
-        self.send_subscription()
-        if rest:
-            self.on_data(stream, rest, recv_ns)
-
-    def send_subscription(self):
-        loop = self.feed.loop
-        self.stream.write(self.websocket.send(TEXT, self.texts.popleft().text.encode()))
-        if self.texts:
-            self.text_timer = loop.call_after(SUBSCRIBE_EVERY_NS, self.send_subscription)
-        else:
-            deadline_ns = int(self.feed.config.first_data_deadline_s * clock.SECOND)
-            self.text_timer = loop.call_after(deadline_ns, lambda: self.feed.check_first_data(self))
-
-    def watch_silence(self):
-        """Look now and then whether data still comes; only data counts, not pings and not acknowledgements."""
-        limit_ns = int(self.feed.config.stale_after_s * clock.SECOND)
-        silent_ns = clock.steady_ns() - self.data_ns
-        if silent_ns >= limit_ns:
-            self.feed.silences += self.connected
-            missing = "market data" if self.connected else "answer to the WebSocket upgrade"
-            self.lose(VenueError(f"no {missing} for {silent_ns / clock.SECOND:.1f} s"))
-            return
-        self.timer = self.feed.loop.call_after(max(limit_ns - silent_ns, 10 * clock.MILLISECOND), self.watch_silence)
-
-    def on_data(self, stream, data, recv_ns):
-        feed = self.feed
-        websocket = self.websocket
-        sink = feed.pipeline.sink
-        sink.received_ns = clock.stopwatch_ns()
-        decode = self.session.decode
-        feed.recovery.line = self
-        has_data, ending = False, None
-        for opcode, payload in websocket.receive(data):
-            if opcode == TEXT or opcode == BINARY:
-                try:
-                    notice = decode(payload, recv_ns)
-                except (VenueError, NumberError) as error:
-                    feed.bad_message(error)
-                else:
-                    if notice is None:
-                        has_data = True
-                    elif self.on_notice(notice):
-                        ending = VenueError(notice.text)
-            elif opcode == CLOSE:
-                ending = VenueError(f"closed by the venue: {payload[0]} {payload[1]}".rstrip())
-        feed.flush()
-        sink.received_ns = 0
-        outgoing = websocket.take_outgoing()
-        if outgoing:
-            stream.write(outgoing)
-        ending = websocket.fault or ending
-        if has_data:
-            self.data_ns = clock.steady_ns()
-            if self.backoff_used:
-                self.backoff.reset()          # data came, not merely a connection
-                self.backoff_used = False
-        if ending is not None:
-            self.lose(ending)
-
-    def on_notice(self, notice):
-        """Note it; return True if the connection is to be made anew."""
-        feed = self.feed
-        if notice.kind == ACK:
-            log.debug("%s: acknowledged %s", self.name, notice.request)
-        elif notice.kind == ERROR:
-            feed.venue_errors += 1
-            feed.last_error = notice.text
-            feed.limited.warning(("error", self.name), "%s: the venue says: %s (request %s)",
-                                 self.name, notice.text, notice.request)
-        return notice.kind == SHUTDOWN
-
-    def lose(self, error):
-        """Give the connection up. Its books are stale from here on, not when the last unsent byte has left."""
-        self.down(error)
-        self.stream.close(error)
-
-    def on_close(self, stream, error):
-        self.down(error)
-        if not self.feed.closing:
-            self.backoff_used = True
-            self.timer = self.feed.loop.call_after(self.backoff.next_ns(), self.start)
-
-    def down(self, error):
-        """What a lost connection means for the rest; nothing, the second time."""
-        if self.lost:
-            return
-        self.lost = True
-        feed = self.feed
-        was_connected, self.connected = self.connected, False
-        self.cancel_timers()
-        self.texts.clear()
-        if feed.closing:
-            return
-        feed.pipeline.sink.received_ns = 0    # where a handler failed half-way
-        log.warning("%s: connection lost: %s", self.name, error or "closed by the peer")
-        feed.last_error = str(error or "closed by the peer")
-        if was_connected:
-            feed.disconnects += 1
-            recv_ns = clock.wall_ns()
-            feed.recovery.disconnect(self.books, recv_ns)
-            feed.line_changed(self, recv_ns)
-
-    def cancel_timers(self):
-        for timer in (self.timer, self.text_timer):
-            if timer is not None:
-                timer.cancel()
-
-    def close(self):
-        self.cancel_timers()
-        if self.stream is not None:
-            if self.connected:
-                self.stream.write(self.websocket.close(1000))
-            self.stream.close()
-            self.stream.abort()               # nobody will run the loop for what is still unsent
+MAX_LISTED = 50_000                               # instruments of a venue, over all pages
+GATHER_NS = 20 * clock.MILLISECOND                # books that break together are asked for together
+IMAGE_PATIENCE_NS = 2 * clock.SECOND              # the next image cures; a quiet market's is asked for
+RESUBSCRIBE_FIRST_NS, RESUBSCRIBE_CAP_NS = 500 * clock.MILLISECOND, 30 * clock.SECOND
+RESUBSCRIBE_FORGIVEN_NS = 60 * clock.SECOND       # a book that broke longer ago starts with no pause again
+RESUBSCRIBE_DEADLINE_NS = 10 * clock.SECOND       # for the snapshot to come
+RESUBSCRIBE_TRIES = 3                             # then the whole connection is made anew
+ECHO_NS = 2 * clock.SECOND                        # after a connection was replaced, for the late ones of two
+DOUBT_NS = 5 * clock.SECOND                       # for a book to be seen on the new one
 
 
 class SnapshotQueue:
@@ -319,6 +125,82 @@ class SnapshotQueue:
             self.pause_until_ns = clock.steady_ns() + retry_after_ns(answer.headers)
 
 
+class ResubscribeQueue:
+    """Orders of books that come on the stream. Has what SnapshotQueue has.
+
+    A book that keeps breaking is asked for ever more slowly; its first break of a minute costs no pause. Where
+    no book comes in RESUBSCRIBE_TRIES tries the connection is made anew.
+    """
+
+    def __init__(self, feed):
+        self.feed = feed
+        self.waiting = {}             # instrument id -> instrument, of the next round
+        self.history = {}             # instrument id -> (when it was last ordered, how often in a row)
+        self.timer = None
+        self.requested = self.failed = 0
+
+    def order(self, instrument, attempt):
+        feed, now_ns = self.feed, clock.steady_ns()
+        last_ns, count = self.history.get(instrument.instrument_id, (0, 0))
+        count = count + 1 if last_ns and now_ns - last_ns < RESUBSCRIBE_FORGIVEN_NS else 0
+        self.history[instrument.instrument_id] = now_ns, count
+        pause_ns = IMAGE_PATIENCE_NS if feed.venue.book == IMAGE else 0
+        if count:
+            ceiling = min(RESUBSCRIBE_CAP_NS, RESUBSCRIBE_FIRST_NS << min(count - 1, 10))
+            pause_ns += feed.random.randrange(ceiling // 2, ceiling + 1)
+        feed.loop.call_after(pause_ns, lambda: self.put(instrument))
+
+    def put(self, instrument):
+        self.waiting[instrument.instrument_id] = instrument
+        if self.timer is None:
+            self.timer = self.feed.loop.call_after(GATHER_NS, self.serve)
+
+    def serve(self):
+        self.timer = None
+        feed = self.feed
+        if feed.closing:
+            return
+        by_line = {}
+        for instrument in self.waiting.values():
+            link = feed.recovery.link(instrument)
+            line = next((line for line in feed.lines if instrument in line.books), None)
+            if link.state == LIVE or not link.waiting:
+                continue
+            if line is None or not line.connected or line.is_new(instrument):
+                link.waiting = False      # a connection that is being made brings it, unasked
+                continue
+            by_line.setdefault(line, []).append(instrument)
+        self.waiting.clear()
+        for line, instruments in by_line.items():
+            symbols = {instrument.symbol for instrument in instruments}
+            self.requested += len(instruments)
+            line.resubscribe([stream for stream in line.line.streams
+                              if stream in feed.depth_streams and feed.venue.symbol_of(stream) in symbols])
+            feed.loop.call_after(RESUBSCRIBE_DEADLINE_NS, lambda line=line, count=line.connects, instruments=instruments: (
+                self.check(line, count, instruments)))
+
+    def check(self, line, count, instruments):
+        """Whether the books came that were asked for."""
+        feed = self.feed
+        if feed.closing or not line.connected or line.connects != count:
+            return
+        for instrument in instruments:
+            link = feed.recovery.link(instrument)
+            if link.state == LIVE or not link.waiting:
+                continue
+            self.failed += 1
+            feed.last_error = f"{instrument.symbol}: no book came for the new subscription"
+            feed.limited.warning(("book", instrument.symbol), "%s: %s", feed.name, feed.last_error)
+            if link.attempts >= RESUBSCRIBE_TRIES:
+                line.lose(VenueError(f"{feed.last_error}, {link.attempts} times"))
+                return
+            feed.recovery.snapshot_failed(instrument)
+            feed.recovery.order(instrument, link)
+
+    def obey(self, answer):
+        """REST has nothing to do with it."""
+
+
 def retry_after_ns(headers):
     """Return how long a 429 or 418 asks us to wait; a second where it does not say."""
     text = headers.get("retry-after", "")
@@ -326,14 +208,28 @@ def retry_after_ns(headers):
     return min(int(text), MAX_RETRY_AFTER_S) * clock.SECOND if is_count else clock.SECOND
 
 
+class Hosts:
+    """Spaces the connects to each host, whichever venue they are for. Args: sharers: processes that do so, too."""
+
+    def __init__(self, sharers=1):
+        self.sharers = sharers
+        self.next_ns = {}
+
+    def acquire_at(self, host, at_ns, spacing_ns):
+        """Reserve a connect at `at_ns` or later; return when."""
+        at_ns = max(at_ns, self.next_ns.get(host, 0))
+        self.next_ns[host] = at_ns + spacing_ns * self.sharers
+        return at_ns
+
+
 class Feed:
     """One venue's whole input.
 
     Args: loop; pipeline; config (a VenueConfig); names {(venue, symbol): common name}; options (SocketOptions of its
-    connections).
+    connections); hosts (Hosts), shared by all Feeds of a process.
     """
 
-    def __init__(self, loop, pipeline, config, names, rng=None, options=None):
+    def __init__(self, loop, pipeline, config, names, rng=None, options=None, hosts=None):
         self.loop = loop
         self.pipeline = pipeline
         self.config = config
@@ -343,7 +239,12 @@ class Feed:
         self.limited = Limited(log, 10)
         self.closing = False
         self.flush = pipeline.sink.flush
-        self.disconnects = self.silences = self.venue_errors = 0
+        self.disconnects = self.silences = self.venue_errors = self.unacknowledged = self.stale_books = 0
+        self.rollovers = self.overlaps = 0
+        self.retired_connects = self.retired_bytes = 0
+        self.retired = deque(maxlen=64)          # streams that say goodbye
+        self.refused = {}                        # symbol -> the venue's words
+        self.hosts = hosts or Hosts()
         self.last_error = ""
         self.request_id = 1
         self.unknown_symbols = []
@@ -360,7 +261,7 @@ class Feed:
         self.proxy = proxy_for(config.websocket_url, config.proxy or None)
         self.fetcher = Fetcher(loop, SNAPSHOTS_AT_ONCE, tls=self.tls,
                                proxy=proxy_for(config.rest_url, config.proxy or None))
-        self.snapshots = SnapshotQueue(self)
+        self.snapshots = SnapshotQueue(self) if self.venue.book == REST else ResubscribeQueue(self)
         self.lines = [LineConnection(self, number, line) for number, line in enumerate(self.venue.lines(
             config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection,
             config.snapshot_limit))]
@@ -375,38 +276,102 @@ class Feed:
         symbols = set(map(self.venue.symbol_of, streams))
         return [instrument for instrument in self.instruments if instrument.symbol in symbols]
 
-    def fetch_instruments(self):
-        if not self.closing:
-            request, = self.venue.instruments_requests(self.config.symbols)
-            self.fetcher.get(self.config.rest_url.rstrip("/") + request.path, self.on_instruments)
+    # -- connecting ------------------------------------------------------------------------------------------
+
+    def may_connect_at(self, now_ns):
+        """Reserve a connect; return when it may start."""
+        return self.hosts.acquire_at(urlsplit(self.config.websocket_url).hostname, self.connect_budget.acquire_at(now_ns),
+                                     self.venue.facts.connect_every_ms * clock.MILLISECOND)
 
     def next_request_id(self, stream_count):
-        first, self.request_id = self.request_id, self.request_id + stream_count
+        first, self.request_id = self.request_id, self.request_id + max(1, stream_count)
         return first
 
-    def on_instruments(self, answer):
+    def all_lines(self):
+        for line in self.lines:
+            yield line
+            if line.successor is not None:
+                yield line.successor
+
+    def begin_overlap(self):
+        """Two connections will bring the same for a while."""
+        self.overlaps += 1
+        if self.overlaps == 1:
+            self.recovery.echoes(True)
+            self.venue.rebind()
+
+    def end_overlap(self, old, line):
+        now_ns = clock.wall_ns()
+        doubtful = self.recovery.settle(old, line, line.books, now_ns)
+        self.line_changed(line, now_ns)
+
+        def judge():
+            for instrument in doubtful:
+                if not self.closing and not self.recovery.lives_on(instrument, line):
+                    self.recovery.resync(instrument, "gap", clock.wall_ns())
+            self.flush()
+
+        def silence():
+            self.overlaps -= 1
+            if not self.overlaps and not self.closing:
+                self.recovery.echoes(False)
+                self.venue.rebind()
+
+        if doubtful:
+            self.loop.call_after(DOUBT_NS, judge)
+        self.loop.call_after(ECHO_NS, silence)
+
+    # -- instruments -----------------------------------------------------------------------------------------
+
+    def fetch_instruments(self):
+        if self.closing:
+            return
+        waiting, known = deque(self.venue.instruments_requests(self.config.symbols)), {}
+
+        def fetch():
+            request = waiting[0]
+            self.fetcher.get(self.config.rest_url.rstrip("/") + request.path, lambda answer: done(request, answer))
+
+        def done(request, answer):
+            if self.closing:
+                return
+            try:
+                if answer.error is not None or answer.status != 200:
+                    raise VenueError(answer.error or f"HTTP {answer.status}")
+                known.update(self.venue.decode_instruments(answer.body))
+                waiting.popleft()
+                more = self.venue.more_instruments(request, answer.body)
+                if more is not None and len(known) < MAX_LISTED:
+                    waiting.appendleft(more)
+            except FeederError as error:
+                self.last_error = f"instrument list: {error}"
+                log.warning("%s: no instrument list, ticks are learned from the data; asking again in %g s: %s",
+                            self.name, INSTRUMENTS_RETRY_NS / clock.SECOND, error)
+                self.snapshots.obey(answer)
+                self.loop.call_after(INSTRUMENTS_RETRY_NS, self.fetch_instruments)
+                return
+            if waiting:
+                fetch()
+            else:
+                self.on_instruments(known)
+
+        fetch()
+
+    def on_instruments(self, known):
         """Ticks and lots make definitions complete and find misspelt symbols; the feed runs without them, too."""
         self.unknown_symbols = []
-        try:
-            if answer.error is not None or answer.status != 200:
-                raise VenueError(answer.error or f"HTTP {answer.status}")
-            known = self.venue.decode_instruments(answer.body)
-            for instrument in self.instruments:
-                if instrument.symbol not in known:
-                    self.unknown_symbols.append(instrument.symbol)
-                    continue
-                instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]      # told in the next refresh round
-                self.recovery.define(instrument, 1, 1)
-        except FeederError as error:
-            self.last_error = f"instrument list: {error}"
-            log.warning("%s: no instrument list, ticks are learned from the data; asking again in %g s: %s",
-                        self.name, INSTRUMENTS_RETRY_NS / clock.SECOND, error)
-            self.snapshots.obey(answer)
-            self.loop.call_after(INSTRUMENTS_RETRY_NS, self.fetch_instruments)
+        for instrument in self.instruments:
+            if instrument.symbol not in known:
+                self.unknown_symbols.append(instrument.symbol)
+                continue
+            instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]
+            self.recovery.define(instrument, 1, 1)                   # told in the next refresh round
         if self.unknown_symbols:
             log.error("%s: the venue does not list %s; check the spelling in its configuration",
                       self.name, ", ".join(self.unknown_symbols))
         self.flush()
+
+    # -- what is noticed -------------------------------------------------------------------------------------
 
     def check_first_data(self, line):
         """A venue acknowledges a symbol it does not know and stays silent; only a deadline finds that."""
@@ -419,31 +384,45 @@ class Feed:
     def has_data(self, instrument):
         return self.pipeline.sink.seen(instrument) or self.recovery.link(instrument).flowing
 
+    def not_fresh(self, instrument):
+        """A book whose venue promises news was silent for too long."""
+        self.stale_books += 1
+        self.last_error = f"{instrument.symbol}: no update for {self.config.freshness_s:g} s"
+        self.limited.warning(("fresh", instrument.symbol), "%s: %s", self.name, self.last_error)
+        self.recovery.resync(instrument, "silent", clock.wall_ns())
+        self.flush()
+
     def bad_message(self, error):
         self.pipeline.bad_messages[self.name] += 1
         self.last_error = str(error)
         self.limited.warning("bad message", "%s", error)
 
     def line_changed(self, line, recv_ns):
-        self.pipeline.sink.venue_status(self.name, all(each.connected for each in self.lines),
-                                        "none" if line.connected else "disconnect", recv_ns)
+        self.pipeline.sink.venue_status(self.name, self.is_connected(), "none" if line.connected else "disconnect", recv_ns)
         self.flush()
+
+    def is_connected(self):
+        return all(line.connected or line.successor is not None and line.successor.connected for line in self.lines)
 
     def row(self):
         """What the report tells about this venue."""
         return {"venue": self.name, "lines": len(self.lines), "connected": sum(line.connected for line in self.lines),
-                "connects": sum(line.connects for line in self.lines), "disconnects": self.disconnects,
+                "connects": self.retired_connects + sum(line.connects for line in self.all_lines()),
+                "disconnects": self.disconnects, "rollovers": self.rollovers, "stale_books": self.stale_books,
+                "unacknowledged": self.unacknowledged, "refused_symbols": dict(self.refused),
                 "silences": self.silences, "bad_messages": self.pipeline.bad_messages[self.name],
                 "venue_errors": self.venue_errors, "snapshots_requested": self.snapshots.requested,
                 "snapshots_failed": self.snapshots.failed, "snapshots_waiting": len(self.snapshots.waiting),
                 "unknown_symbols": self.unknown_symbols,
                 "silent_symbols": [symbol for symbol, each in self.silent.items() if not self.has_data(each)],
                 "last_error": self.last_error,
-                "received_bytes": sum(line.received_bytes for line in self.lines)}
+                "received_bytes": self.retired_bytes + sum(line.received_bytes for line in self.all_lines())}
 
     def close(self):
         self.closing = True
         for line in self.lines:
             line.close()
+        for stream in self.retired:
+            stream.abort()
         self.fetcher.close()
         self.limited.flush()

@@ -31,5 +31,5 @@ SIDE_NAMES = {BUY: "buy", SELL: "sell"}
 # Why a book is not live. The text goes into reports, the index into status messages (docs/protocol.md).
 REASONS = ("none", "start", "gap", "disconnect", "crossed", "snapshot_stale", "buffer_overflow",
            "precision", "range", "bad_message", "venue", "shutdown", "ring_full", "too_many_levels",
-           "checksum")
+           "checksum", "silent")
 REASON_CODES = {name: code for code, name in enumerate(REASONS)}

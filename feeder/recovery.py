@@ -21,9 +21,11 @@ Where the book comes on the stream (contract.STREAM, IMAGE: StreamRecovery) ther
        ^    asked for at once |  ^-----+
        +----------------------+ gap, checksum, crossed book, bad numbers: STALE; a lost line: the next one brings it
 
-Two lines may carry the same books for a while (ingest.py changes them without a loss). `line` is whose bytes are being
-decoded. A snapshot from another line than the one a book lives on takes it over if it is not older; else increments of
-both are taken, whichever is next, until the new line is where the book is.
+Two lines may carry the same books for a while (line.py replaces connections without a loss). `line` is whose bytes are
+being decoded, `Link.line` where a book lives, `Link.joining` a second line that brings it. Increments of both are the
+same sequence, so the later of two is OLD. What the joining line brings beyond the next one is not a gap but early: it
+waits in the buffer. The book lives on the joining line as soon as both were seen at one place of the sequence; where books
+come on the stream, at its snapshot if that is not older. Trades and quotes that come twice are passed on once (`Echoes`).
 
 Bounds: MAX_BUFFERED increments an instrument; beyond that the oldest go, which a later gap check will find.
 Not here: when to fetch (ingest.py spaces requests within the venue's budget), and time.
@@ -35,6 +37,7 @@ from feeder.message import LIVE, SYNCING
 from feeder.venue.contract import GAP, NEXT
 
 MAX_BUFFERED = 2_000
+MAX_KNOWN_TRADES = 4_096         # an instrument, while two lines bring them
 
 
 class Link:
@@ -108,6 +111,12 @@ class Recovery:
                 return
             if verdict is not GAP:
                 link.old += 1
+                if link.joining is not None:      # one of two lines was first, so both were here
+                    self.hand_over(link)
+                return
+            if link.joining is not None and link.joining is self.line and len(link.buffer) < MAX_BUFFERED:
+                link.buffer.append((first, last, previous, event_ns, recv_ns, bids, asks))
+                self.catch_up(instrument, link)
                 return
             link.gaps += 1
             self.resync(instrument, "gap", recv_ns)
@@ -120,6 +129,24 @@ class Recovery:
             self.snapshot(instrument, *early)
         elif not link.waiting:
             self.order(instrument, link)
+
+    def hand_over(self, link):
+        link.line, link.joining = link.joining, None
+        link.buffer.clear()
+
+    def catch_up(self, instrument, link):
+        """The joining line is ahead: take of what waits whatever the other one has led to meanwhile."""
+        waiting = list(link.buffer)
+        for number, increment in enumerate(waiting):
+            verdict = self.follows(link.sequence, link.bridged, *increment[:3])
+            if verdict is GAP:
+                return
+            link.buffer.popleft()
+            if verdict is NEXT:
+                self.hand_over(link)
+                for each in waiting[number:]:
+                    self.depth(instrument, *each)
+                return
 
     def order(self, instrument, link):
         link.waiting = True
@@ -181,9 +208,75 @@ class Recovery:
         """The ordered snapshot will not come; the next increment orders again."""
         self.link(instrument).waiting = False
 
-    def disconnect(self, instruments, recv_ns, reason="disconnect"):
+    def disconnect(self, instruments, recv_ns, reason="disconnect", line=None):
+        """A line was lost. Books that live on another one already have lost nothing."""
         for instrument in instruments:
-            self.resync(instrument, reason, recv_ns)
+            link = self.link(instrument)
+            if line is None or link.line is None or link.line is line or link.state != LIVE:
+                self.resync(instrument, reason, recv_ns)
+
+    # -- two lines for the same books ------------------------------------------------------------------------
+
+    def echoes(self, expected):
+        """Expect trades and quotes twice, or no longer; whoever keeps bound functions has to fetch them anew."""
+        self.trade, self.bbo = self.sink.trade, self.sink.bbo
+        if expected:
+            once = Echoes(self.sink)
+            self.trade, self.bbo = once.trade, once.bbo
+
+    def join(self, line, joining, instruments):
+        """A second line will bring these books, too."""
+        for instrument in instruments:
+            link = self.link(instrument)
+            link.line, link.joining = line, joining
+
+    def lives_on(self, instrument, line):
+        """Return True if giving up other lines would cost this book nothing."""
+        link = self.link(instrument)
+        return link.state != LIVE or link.line is line
+
+    def fall_back(self, lost, line, instruments):
+        """The joining line was lost, the other goes on."""
+        for instrument in instruments:
+            link = self.link(instrument)
+            link.line, link.joining = line, None
+            if link.state == LIVE:
+                link.buffer.clear()
+
+    def settle(self, old, line, instruments, recv_ns):
+        """`old` brings nothing any more; return the books of which it is not known that `line` has them."""
+        for instrument in instruments:
+            link = self.link(instrument)
+            if link.state == LIVE and link.line is old:
+                self.hand_over(link)                  # quiet ones; the next increment tells whether one is missing
+            link.line, link.joining = line, None
+        return []
+
+
+class Echoes:
+    """Passes on once what two lines bring. Trades are known by their ids, quotes must not go back in the sequence."""
+
+    def __init__(self, sink):
+        self.sink = sink
+        self.trades = {}             # instrument id -> {trade id: None}, oldest first
+        self.quotes = {}             # instrument id -> the last one
+
+    def trade(self, instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
+        known = self.trades.setdefault(instrument.instrument_id, {})
+        if trade_id in known:
+            return
+        known[trade_id] = None
+        if len(known) > MAX_KNOWN_TRADES:
+            del known[next(iter(known))]
+        self.sink.trade(instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side)
+
+    def bbo(self, instrument, sequence, event_ns, recv_ns, *quote):
+        place = sequence, event_ns
+        last_place, last_quote = self.quotes.get(instrument.instrument_id, ((0, 0), None))
+        if place < last_place or quote == last_quote:
+            return
+        self.quotes[instrument.instrument_id] = place, quote
+        self.sink.bbo(instrument, sequence, event_ns, recv_ns, *quote)
 
 
 class StreamRecovery(Recovery):
@@ -217,16 +310,36 @@ class StreamRecovery(Recovery):
         if link.joining is not self.line:
             return False
         if last == link.sequence or self.follows(link.sequence, link.bridged, first, last, previous) is NEXT:
-            link.line, link.joining = self.line, None
+            self.hand_over(link)
             return last != link.sequence
         return False
+
+    def join(self, line, joining, instruments):
+        """The joining line's snapshots say when it has the books."""
+        for instrument in instruments:
+            self.link(instrument).line = line
+
+    def settle(self, old, line, instruments, recv_ns):
+        doubtful = []
+        for instrument in instruments:
+            link = self.link(instrument)
+            if link.state == LIVE and link.line is old:
+                if link.joining is line:
+                    doubtful.append(instrument)       # its increments will bring it to where the book is, or never do
+                else:
+                    self.resync(instrument, "disconnect", recv_ns)     # no snapshot ever came there
+                    self.order(instrument, link)
+        return doubtful
 
     def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
         link = self.link(instrument)
         link.waiting = False
-        if link.state == LIVE and link.line is not self.line and sequence < link.sequence:
-            link.joining = self.line         # its own increments will bring it to where the book is
-            link.late_snapshots += 1
+        if link.state == LIVE and link.line is not self.line and sequence <= link.sequence:
+            if sequence == link.sequence:
+                link.line, link.joining = self.line, None
+            else:
+                link.joining = self.line     # its own increments will bring it to where the book is
+                link.late_snapshots += 1
             return
         link.state = LIVE
         link.line, link.joining = self.line, None

@@ -21,7 +21,7 @@ from feeder.fixed import to_text
 from feeder.host import measures
 from feeder.host.measures import Measures
 from feeder.host.memory import resident_bytes
-from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed
+from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed, Hosts
 from feeder.log import Limited
 from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
 from feeder.net import PacketSender
@@ -80,15 +80,19 @@ class Vitals:
 
 
 class Input:
-    """The feeds of a configuration before an Intake, whose `want_snapshot` is to be ours. Closed by `stack`."""
+    """The feeds of a configuration before an Intake, whose `want_snapshot` is to be ours. Closed by `stack`.
 
-    def __init__(self, config, loop, intake, stack):
+    `sharers`: how many processes have a share of the venues.
+    """
+
+    def __init__(self, config, loop, intake, stack, sharers=1):
         self.loop = loop
         self.intake = intake
         self.feeds = {}
+        hosts = Hosts(sharers)
         for venue in config.venues:
             options = measures.socket_options(config.hft, venue.recv_buffer_bytes, VENUE_SEND_BYTES)
-            feed = self.feeds[venue.name] = Feed(loop, intake, venue, config.names, options=options)
+            feed = self.feeds[venue.name] = Feed(loop, intake, venue, config.names, options=options, hosts=hosts)
             stack.callback(feed.close)
 
     def start(self):

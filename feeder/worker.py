@@ -113,7 +113,7 @@ class Ingest(Process):
             return
         instruments = Instruments(self.config.hft.processing.max_symbols, configuration.instrument_ids(self.config))
         self.intake = Intake(self.sink, instruments, lambda *what: self.half.want_snapshot(*what))
-        half = Input(self.share, self.loop, self.intake, self.stack)
+        half = Input(self.share, self.loop, self.intake, self.stack, self.job["workers"])
         self.by_id = {instrument.instrument_id: instrument for instrument in instruments}
         half.start()
         self.ready(half)

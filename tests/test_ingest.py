@@ -14,7 +14,7 @@ from net_peers import authority  # noqa: F401
 from support import dice
 from test_net_stream import dead_port
 
-from feeder import config as configuration, ingest
+from feeder import config as configuration, ingest, line
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.errors import ConfigError
 from feeder.ingest import Feed, SnapshotQueue, retry_after_ns
@@ -325,7 +325,7 @@ def test_an_error_of_the_venue_is_counted_and_named():
             TEXT, b'{"error":{"code":2,"msg":"Invalid request: unknown stream"},"id":%d}' % request["id"])):
         feed = made.start()
         made.until(lambda: feed.venue_errors == 1)
-        assert feed.row()["last_error"] == "2: Invalid request: unknown stream" and feed.row()["connected"] == 1
+        assert feed.row()["last_error"] == "2: Invalid request: unknown stream (request of BTCUSDT, ETHUSDT)" and feed.row()["connected"] == 1
 
 
 # -- silence, ends and faults of a connection -----------------------------------------------------------------------
@@ -392,6 +392,7 @@ class Market:
         self.sequence = 100
         self.answers = deque()           # (status, body, headers) that come first
         self.stub = None
+        self.both = False                # diffs go to all connections
 
     def on_get(self, target):
         if "/depth" not in target:
@@ -403,7 +404,8 @@ class Market:
     def step(self, skip=0):
         first = self.sequence + 1 + skip
         self.sequence = first
-        self.stub.links[-1].send(TEXT, diff(first, first))
+        for link in self.stub.links if self.both else self.stub.links[-1:]:
+            link.send(TEXT, diff(first, first))
 
     def gap(self):
         """A gap, and the book is live again."""
@@ -417,10 +419,10 @@ class Market:
 
 
 @contextmanager
-def market(**keys):
+def market(on_text=lambda link, request: None, **keys):
     """A desk with one symbol that is LIVE."""
     made_market = Market()
-    with desk(symbols=["BTCUSDT"], **keys) as made, stub(made, on_get=made_market.on_get) as venue:
+    with desk(symbols=["BTCUSDT"], **keys) as made, stub(made, on_get=made_market.on_get, on_text=on_text) as venue:
         made_market.stub, made_market.desk = venue, made
         made.start()
         made.until(lambda: made.feed.lines[0].connected)
@@ -429,23 +431,30 @@ def market(**keys):
         yield made, made_market
 
 
-def test_a_shutdown_notice_makes_the_connection_anew_and_keeps_what_came_with_it():
-    with market() as (made, venue):
-        link = venue.stub.links[0]
+def test_a_shutdown_notice_opens_the_next_connection_first(monkeypatch):
+    monkeypatch.setattr(line, "SETTLE_NS", SECOND // 10)
+    with market(on_text=acknowledge) as (made, venue):
+        link, = venue.stub.links
+        venue.both = True                # the diffs go to every connection, as at the venue
         venue.sequence += 1              # in one write: the diffs before and behind the notice
         link.stream.write(link.websocket.send(TEXT, diff(venue.sequence, venue.sequence))
                           + link.websocket.send(TEXT, b'{"e":"serverShutdown","E":1723161255343}')
                           + link.websocket.send(TEXT, diff(venue.sequence + 1, venue.sequence + 1)))
         venue.sequence += 1
-        orders = len(venue.orders())
-        made.until(lambda: made.states() == [STALE])
         entry, = made.pipeline.publisher.entries
-        assert entry.sequence == venue.sequence and entry.reason == "disconnect"
-        made.until(lambda: len(venue.stub.links) == 2 and made.feed.lines[0].connected)
-        assert "announces" in made.feed.last_error and made.states() == [STALE] and len(venue.orders()) == orders
+        made.until(lambda: entry.sequence == venue.sequence)
+        assert "announces" in made.feed.last_error
+        made.until(lambda: len(venue.stub.links) == 2 and made.feed.lines[0].successor.connected)
+        made.spin(0.3)
+        assert made.feed.rollovers == 0 and link.websocket.is_open, "nothing was seen on the new one yet"
         venue.step()
-        made.until(made.live)
-        assert entry.sequence == venue.sequence and entry.epoch == 2
+        made.until(lambda: made.feed.rollovers == 1)
+        made.until(lambda: link.frames[-1][1] == CLOSE)
+        venue.both = False
+        venue.step()
+        made.until(lambda: entry.sequence == venue.sequence)
+        row = made.feed.row()
+        assert (entry.epoch, made.states(), row["disconnects"], row["connects"], row["lines"]) == (1, [LIVE], 0, 2, 1)
 
 
 def test_a_book_is_stale_at_once_even_where_the_goodbye_cannot_leave():
