@@ -28,7 +28,7 @@ LAYERS = {
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
     "feeder.screen": EDGES, "feeder.report": EDGES,
     "feeder.config": WIRING, "feeder.schema": WIRING, "feeder.publish": WIRING, "feeder.pipeline": WIRING,
-    "feeder.ingest": WIRING,
+    "feeder.ingest": WIRING, "feeder.line": WIRING,
     "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
@@ -56,7 +56,7 @@ HOMES = {
     "time": {"feeder.clock"}, "datetime": {"feeder.log"},
     "random": {"feeder.twin", "feeder.ingest"},                                    # ingest: jitter of reconnects
     "os": {"feeder.host", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",
-           "feeder.config", "feeder.ingest", "feeder.listen", "feeder.replay", "feeder.run", "feeder.twin",
+           "feeder.config", "feeder.line", "feeder.listen", "feeder.replay", "feeder.run", "feeder.twin",
            "feeder.supervise", "feeder.worker", "feeder.pipe", "feeder.bench", "feeder.doctor", "feeder.cli",
            "feeder.websocket.connection"},
     "json": {"feeder.venue", "feeder.twin", "feeder.config", "feeder.capture", "feeder.report", "feeder.listen",
