@@ -37,9 +37,10 @@ class Desk:
         self.receiver = Receiver()
         self.pipeline = Pipeline(self.emit, wall_ns, 1, want_snapshot=lambda venue, instrument, attempt: (
             self.feed.snapshots.order(instrument, attempt)))
-        self.config = next(each for each in configuration.builtin().venues if each.name == venue)
+        self.config, = configuration.builtin([venue]).venues
         self.config.symbols = list(symbols)
-        self.config.snapshot_limit = 100
+        if venue.startswith("binance"):
+            self.config.snapshot_limit = 100
         self.config.proxy = ""
         for key, value in keys.items():
             assert key in self.config.__slots__
