@@ -14,6 +14,7 @@ COMMANDS = {
     "listen": ("feeder.listen", "the udp monitor: receive, check sequences, show books"),
     "venue": ("feeder.twin.command", "a venue on this machine, for trying, testing and proving a set-up"),
     "replay": ("feeder.replay", "run recordings through decoders, recovery and books"),
+    "venues": ("feeder.venues", "list the venues that are supported, and how"),
     "check-config": ("feeder.config", "validate the configuration and say what would be done"),
     "doctor": ("feeder.doctor", "is this host ready, and what to ask its administrator for"),
     "bench": ("feeder.bench", "measure the machines against stated references"),

@@ -33,7 +33,7 @@ LAYERS = {
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
     "feeder.twin.dialect": MACHINES, "feeder.twin.binance": MACHINES, "feeder.twin.bybit": MACHINES,
-    "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS,
+    "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS, "feeder.venues": COMMANDS,
     "feeder.__main__": COMMANDS,
 }
 NAMES = {WORDS: "words", MACHINES: "machines", EDGES: "edges", WIRING: "wiring", COMMANDS: "commands"}
@@ -60,7 +60,7 @@ HOMES = {
            "feeder.supervise", "feeder.worker", "feeder.pipe", "feeder.bench", "feeder.doctor", "feeder.cli",
            "feeder.websocket.connection"},
     "json": {"feeder.venue", "feeder.twin", "feeder.config", "feeder.capture", "feeder.report", "feeder.listen",
-             "feeder.pipe", "feeder.bench"},
+             "feeder.pipe", "feeder.bench", "feeder.venues"},
     "subprocess": {"feeder.twin", "feeder.supervise", "feeder.bench", "feeder.doctor"},
     "mmap": {"feeder.shm"}, "multiprocessing": {"feeder.shm"}, "importlib": {"feeder.cli"},
     **dict.fromkeys(("asyncio", "pickle", "marshal", "shelve", "dbm", "code", "runpy", "imp", "pip"), set()),
