@@ -12,7 +12,7 @@ from support import Recorder, dice
 from feeder import recovery as recovery_module
 from feeder.instrument import Instrument
 from feeder.message import LIVE, SYNCING
-from feeder.recovery import Recovery
+from feeder.recovery import Recovery, StreamRecovery
 from feeder.venue.binance import BinanceSpot, BinanceUsdm
 
 RULES = {"spot": BinanceSpot.follows, "futures": BinanceUsdm.follows}
@@ -549,3 +549,187 @@ def test_the_storm_can_fail():
             storm("credulous", 1, 2_000)
     finally:
         del RULES["credulous"]
+
+
+# -- books on the stream, and two lines for the same books ---------------------------------------------------
+
+
+class StreamShelf(Shelf):
+    """As Shelf; a snapshot may replace a live book."""
+
+    def snapshot(self, instrument, *more):
+        self.books[instrument.instrument_id] = None
+        super().snapshot(instrument, *more)
+
+
+class StreamDesk(Desk):
+    """The same where snapshots come on the stream; `rule` spot: one id an event would be follows_by_one."""
+
+    def __init__(self, rule, rng, instruments=1):
+        super().__init__(rule, rng, instruments)
+        self.shelf = StreamShelf(self.exchanges)
+        self.recovery = StreamRecovery(RULES[rule], self.shelf, lambda *order: self.orders.append(order))
+        self.recovery.line = "one"
+        for instrument in self.instruments:
+            self.recovery.define(instrument, 1, 1)
+
+    def on(self, line):
+        self.recovery.line = line
+        return self
+
+
+@pytest.fixture
+def stream(rule):
+    return StreamDesk(rule, dice(41))
+
+
+@both_procedures
+def test_on_the_stream_a_snapshot_is_the_book_whenever_it_comes(stream):
+    exchange = stream.exchanges[0]
+    stream.events(exchange.event())
+    assert stream.link.state == SYNCING and stream.link.old == 1 and stream.orders == []
+    for _ in range(3):
+        stream.snapshot(*exchange.snapshot())
+        assert stream.link.state == LIVE
+        stream.events(exchange.event(), exchange.event())
+        assert stream.shelf.books[0][0] == exchange.last_id
+    old = exchange.snapshot(exchange.changes[len(exchange.changes) // 2][0])      # a service that started over
+    stream.snapshot(*old)
+    assert stream.shelf.books[0][0] == old[0] and stream.link.gaps == stream.link.resyncs == 0
+
+
+@both_procedures
+def test_on_the_stream_a_gap_orders_at_once_and_a_disconnect_does_not(stream):
+    exchange = stream.exchanges[0]
+    stream.snapshot(*exchange.snapshot())
+    exchange.event()
+    stream.events(exchange.event())
+    assert stream.shelf.reasons == [(0, "gap")] and stream.orders == [(stream.instruments[0], 0)]
+    stream.events(exchange.event())
+    stream.recovery.stale(stream.instruments[0], "checksum", 1)
+    assert len(stream.orders) == 1, "it is on order already"
+    stream.recovery.snapshot_failed(stream.instruments[0])
+    stream.recovery.order(stream.instruments[0], stream.link)
+    assert stream.orders[-1] == (stream.instruments[0], 1)
+    stream.snapshot(*exchange.snapshot())
+    assert stream.link.state == LIVE and stream.link.attempts == 0 and not stream.link.waiting
+    stream.recovery.disconnect(stream.instruments, 1)
+    assert len(stream.orders) == 2 and not stream.link.waiting and stream.link.state == SYNCING
+    stream.snapshot(*exchange.snapshot())
+    assert stream.link.state == LIVE
+
+
+def overlapping(kind, rule, seed):
+    """One book on two lines that lag differently, the second from somewhere on, the first until somewhere."""
+    rng = dice(seed)
+    desk = kind(rule, rng)
+    exchange, recovery = desk.exchanges[0], desk.recovery
+    recovery.line = "one"
+    is_stream = kind is StreamDesk
+    if is_stream:
+        desk.snapshot(*exchange.snapshot())
+    else:
+        desk.go_live()
+    lines = {"one": []}
+    total, begin = 60, rng.randrange(5, 20)
+    for step in count():
+        if step < total:
+            event = exchange.event()
+            for waiting in lines.values():
+                waiting.append(("increment", event))
+        if step == begin:
+            recovery.join("one", "two", desk.instruments)
+            lines["two"] = [("snapshot", exchange.snapshot())] if is_stream else []
+        for name, waiting in lines.items():
+            for _ in range(rng.choice((0, 0, 1, 2, 5)) if step < total else 100):
+                if waiting:
+                    what, message = waiting.pop(0)
+                    recovery.line = name
+                    if what == "snapshot":
+                        desk.snapshot(*message)
+                    else:
+                        desk.events(message)
+        if step > begin and "one" in lines and recovery.lives_on(desk.instruments[0], "two"):
+            del lines["one"]               # whatever it had not delivered is lost, the other has it
+            assert recovery.settle("one", "two", desk.instruments, 1) == []
+        if step > total and not any(lines.values()):
+            break
+    assert "one" not in lines, "the second line had the book in time"
+    assert desk.shelf.reasons == [] and desk.link.gaps == desk.link.resyncs == 0
+    assert desk.link.state == LIVE and desk.shelf.books[0][0] == exchange.last_id
+    assert desk.link.line == "two" and desk.link.joining is None and not desk.link.buffer
+
+
+@both_procedures
+@pytest.mark.parametrize("kind", [Desk, StreamDesk])
+def test_two_lines_lose_nothing_and_bring_nothing_twice(kind, rule):
+    for seed in range(40):
+        overlapping(kind, rule, seed)
+
+
+@both_procedures
+def test_a_gap_on_the_only_line_is_a_gap_though_another_is_to_join(rule):
+    desk = Desk(rule, dice(5))
+    desk.recovery.line = "one"
+    desk.go_live()
+    exchange = desk.exchanges[0]
+    desk.recovery.join("one", "two", desk.instruments)
+    exchange.event()
+    desk.events(exchange.event())
+    assert desk.shelf.reasons == [(0, "gap")]
+
+
+@both_procedures
+def test_what_the_joining_line_brings_early_waits_and_is_bounded(rule, monkeypatch):
+    monkeypatch.setattr(recovery_module, "MAX_BUFFERED", 4)
+    desk = Desk(rule, dice(6))
+    desk.recovery.line = "one"
+    desk.go_live()
+    exchange = desk.exchanges[0]
+    desk.recovery.join("one", "two", desk.instruments)
+    missing = exchange.event()
+    later = [exchange.event() for _ in range(3)]
+    desk.recovery.line = "two"
+    desk.events(*later)
+    assert desk.link.state == LIVE and len(desk.link.buffer) == 3
+    desk.recovery.line = "one"
+    desk.events(missing)
+    desk.recovery.line = "two"
+    desk.events(exchange.event())
+    assert desk.link.line == "two" and desk.shelf.books[0][0] == exchange.last_id and not desk.link.buffer
+    exchange.event()
+    desk.recovery.join("two", "three", desk.instruments)
+    desk.recovery.line = "three"
+    desk.events(*[exchange.event() for _ in range(6)])
+    assert desk.shelf.reasons == [(0, "gap")], "more than it holds is a gap after all"
+
+
+def test_trades_and_quotes_of_two_lines_are_passed_on_once(monkeypatch):
+    monkeypatch.setattr(recovery_module, "MAX_KNOWN_TRADES", 3)
+    sink = Recorder()
+    recovery = StreamRecovery(None, sink, None)
+    coin, other = Instrument(0, "v", "A"), Instrument(1, "v", "B")
+    recovery.echoes(True)
+    for number in (1, 2, 1, 3, 2, 3):
+        recovery.trade(coin, 0, 0, 9, number, 100, 1, 1)
+    recovery.trade(other, 0, 0, 9, 1, 100, 1, 1)
+    assert [call[1:6:4] for call in sink.take()] == [("A", 1), ("A", 2), ("A", 3), ("B", 1)]
+    for sequence, price in ((5, 10), (5, 10), (4, 9), (6, 11), (5, 10), (6, 11)):
+        recovery.bbo(coin, sequence, sequence, 9, price, 1, price + 1, 1)
+    assert [call[2] for call in sink.take()] == [5, 6]
+    recovery.echoes(False)
+    recovery.trade(coin, 0, 0, 9, 3, 100, 1, 1)
+    assert len(sink.take()) == 1
+
+
+@both_procedures
+def test_a_lost_line_costs_only_the_books_that_live_on_it(rule):
+    desk = StreamDesk(rule, dice(7), 3)
+    for number, exchange in enumerate(desk.exchanges):
+        desk.on("one").snapshot(*exchange.snapshot(), number=number)
+    desk.recovery.join("one", "two", desk.instruments)
+    for number in (0, 1):
+        desk.on("two").snapshot(*desk.exchanges[number].snapshot(), number=number)
+    desk.recovery.fall_back("two", "one", desk.instruments[1:2])
+    desk.recovery.disconnect(desk.instruments, 1, line="one")
+    assert [number for number, _ in desk.shelf.reasons] == [1, 2]
