@@ -2,7 +2,6 @@
 
 import json
 import re
-from decimal import Decimal
 
 import pytest
 
@@ -11,110 +10,54 @@ from feeder.net import Loop
 from feeder.twin.faults import parse
 from feeder.twin.server import Twin
 from feeder.websocket import BINARY, PING, PONG
-from twin_bench import bench
+from twin_bench import Book, Follower, bench, keys
 
 SPOT, LINEAR = "bybit_spot", "bybit_linear"
 BOTH = [SPOT, LINEAR]
 PATH = {SPOT: "/v5/public/spot", LINEAR: "/v5/public/linear"}
 
 
-class Book:
-    """Fact sheet, 5. `gaps` counts broken links; after one it is empty until a snapshot."""
-
-    def __init__(self, topic):
-        self.topic = topic
-        self.last = self.sides = None
-        self.gaps = self.snapshots = self.resets = self.deltas = self.old = self.ghosts = 0
-
-    def take(self, message):
-        data = message["data"]
-        number = data.get("u")
-        if message["type"] == "snapshot" or number == 1:
-            self.sides = {}, {}
-            self.snapshots += 1
-            self.resets += number == 1
-        elif self.sides is None:
-            return
-        elif number is None or number > self.last + 1:
-            self.gaps += 1
-            self.sides = None
-            return
-        elif number <= self.last:
-            self.old += 1
-            return
-        else:
-            self.deltas += 1
-        self.last = number
-        for side, rows in zip(self.sides, (data["b"], data["a"])):
-            for price, size in rows:
-                if size != "0":
-                    assert float(size) > 0
-                    side[Decimal(price)] = Decimal(size)
-                elif side.pop(Decimal(price), None) is None:
-                    self.ghosts += 1
-
-    def levels(self):
-        bids, asks = self.sides
-        return sorted(bids.items(), reverse=True), sorted(asks.items())
-
-
-class Reader:
-    """A client of some topics: books by topic, trades, replies. A book with a gap is subscribed anew."""
+class Reader(Follower):
+    """Fact sheet, 5. A book with a gap is subscribed anew."""
 
     def __init__(self, it, venue, topics):
-        self.it, self.venue, self.topics = it, venue, topics
-        self.books = {topic: Book(topic) for topic in topics if topic.startswith("orderbook")}
-        self.trades, self.replies, self.order, self.odd = [], [], [], 0
-        self.connects = 0
-        self.connect()
+        self.target, self.topics = PATH[venue], topics
+        self.replies = []
+        super().__init__(it, venue, {topic: Book(topic.split(".")[2], int(topic.split(".")[1]))
+                                     for topic in topics if topic.startswith("orderbook")})
 
-    def connect(self):
-        self.connects += 1
-        self.client = self.it.client(self.venue, PATH[self.venue])
+    def subscribe(self):
         for start in range(0, len(self.topics), 10):
             self.client.send(op="subscribe", args=self.topics[start:start + 10], req_id=f"r{start}")
 
-    def work(self):
-        for message in self.client.texts():
-            if not isinstance(message, dict):
-                self.odd += 1
-            elif "success" in message:
-                self.replies.append(message)
-                self.order.append(message["op"])
-            elif message["topic"].startswith("publicTrade"):
-                self.trades.append(message)
-            else:
-                self.order.append(message["type"])
-                book = self.books[message["topic"]]
-                gaps = book.gaps
-                book.take(message)
-                if book.gaps > gaps:
-                    self.client.send(op="unsubscribe", args=[book.topic])
-                    self.client.send(op="subscribe", args=[book.topic])
-        if self.client.is_closed:
-            self.connect()
-            for book in self.books.values():
-                book.sides = None
-
-    def is_live(self):
-        self.work()
-        return all(book.sides is not None for book in self.books.values())
-
-    def settle(self):
-        """Pause the market; every book is then the true one within its depth, at the number the twin says."""
-        deltas = sum(book.deltas for book in self.books.values())
-        self.it.until(lambda: self.is_live() and sum(book.deltas for book in self.books.values()) > deltas + 5)
-        self.it.twin.pause()
-        self.it.until(lambda: self.is_live() and all(map(self.is_true, self.books.values())))
-        self.it.twin.resume()
+    def take(self, message):
+        if "success" in message:
+            return self.replies.append(message)
+        if message["topic"].startswith("publicTrade"):
+            return self.trades.append(message)
+        topic, data = message["topic"], message["data"]
+        book, number = self.books[topic], data.get("u")
+        if message["type"] == "snapshot" or number == 1:
+            book.counts["resets"] += number == 1
+            book.load(data["b"], data["a"], number)
+        elif book.sides is None:
+            book.counts["early"] += 1
+        elif number is None or number > book.last + 1:
+            book.gap()
+            self.client.send(op="unsubscribe", args=[topic])
+            self.client.send(op="subscribe", args=[topic])
+        elif number <= book.last:
+            book.counts["old"] += 1
+        else:
+            book.counts["updates"] += 1
+            book.last = number
+            book.set(0, data["b"])
+            book.set(1, data["a"])
 
     def is_true(self, book):
-        _, depth, symbol = book.topic.split(".")
-        truth = self.it.truth(self.venue, symbol, int(depth))
-        if book.levels() != truth:
-            return False
-        numbers = {key: sequence for key, sequence, *_ in self.it.twin.venues[self.venue].books(symbol)}
-        return depth == "1" or numbers["orderbook", int(depth), symbol] == book.last
+        numbers = {key: sequence for key, sequence, *_ in self.it.twin.venues[self.venue].books(book.symbol)}
+        return super().is_true(book) and (book.depth == 1 or
+                                          numbers["orderbook", book.depth, book.symbol] == book.last)
 
 
 @pytest.mark.parametrize("venue", BOTH)
@@ -122,11 +65,11 @@ def test_books_of_each_depth_end_equal_to_the_true_one_within_it(venue):
     topics = [f"orderbook.{depth}.{symbol}" for depth in (50, 200, 1000) for symbol in ("BTCUSDT", "DOGEUSDT")]
     with bench({venue: ["BTCUSDT", "DOGEUSDT", "ETHUSDT"]}, rate=4_000) as it:
         reader = Reader(it, venue, topics)
-        it.until(lambda: reader.is_live() and all(book.deltas > 40 for book in reader.books.values()))
+        reader.more("updates", 40)
         reader.settle()
         for book in reader.books.values():
-            assert book.gaps == book.old == 0 and book.snapshots == 1
-        assert sum(book.ghosts for book in reader.books.values()) > 0          # removals of levels nobody held
+            assert book.counts["gaps"] == book.counts["old"] == 0 and book.counts["snapshots"] == 1
+        assert reader.count("ghosts") > 0                                      # removals of levels nobody held
         assert all(len(side) == 50 for side in reader.books["orderbook.50.BTCUSDT"].sides)
         late = Reader(it, venue, topics)                                       # joins amid the deltas of the others
         late.settle()
@@ -141,12 +84,12 @@ def test_the_best_level_comes_whole_each_time_and_again_when_nothing_happens(ven
     with bench({venue: ["BTCUSDT"]}, time_scale=30) as it:
         reader = Reader(it, venue, ["orderbook.1.BTCUSDT"])
         book, = reader.books.values()
-        it.until(lambda: reader.is_live() and book.snapshots > 30)
-        assert book.deltas == 0
+        it.until(lambda: reader.is_live() and book.counts["snapshots"] > 30)
+        assert not book.counts["updates"]
         it.twin.pause()
         it.until(lambda: reader.is_live() and book.levels() == it.truth(venue, "BTCUSDT", 1))
-        count, last = book.snapshots, book.last
-        it.until(lambda: reader.is_live() and book.snapshots >= count + 3)     # after 3 s, here 0.1 s
+        count, last = book.counts["snapshots"], book.last
+        it.until(lambda: reader.is_live() and book.counts["snapshots"] >= count + 3)     # after 3 s, here 0.1 s
         assert book.last == last
 
 
@@ -186,13 +129,6 @@ RECORDED = {
     '1786310819680,"s":"BTCUSDT","S":"Sell","v":"0.004","p":"65114.20","L":"MinusTick","i":'
     '"a9188a0a-82bc-50de-be60-03eedbe3cdd7","BT":false,"RPI":false,"seq":753843954913}]}',
 }
-
-
-def keys(value):
-    """The keys of a message in their order, all the way down."""
-    if isinstance(value, dict):
-        return [(key, keys(item)) for key, item in value.items()]
-    return keys(value[0]) if isinstance(value, list) and value and isinstance(value[0], dict) else None
 
 
 @pytest.mark.parametrize("venue, topic", RECORDED)
@@ -338,9 +274,9 @@ def test_what_breaks_the_chain_is_seen_and_heals(venue, kind):
     topics = ["orderbook.50.BTCUSDT", "orderbook.200.BTCUSDT", "orderbook.50.ETHUSDT"]
     with bench({venue: ["BTCUSDT", "ETHUSDT"]}, faults=[parse(f"{kind}@0.2:BTCUSDT")]) as it:
         reader = Reader(it, venue, topics)
-        it.until(lambda: reader.is_live() and it.twin.faults_done and any(book.gaps for book in reader.books.values()))
+        it.until(lambda: reader.is_live() and it.twin.faults_done and reader.count("gaps"))
         reader.settle()
-        assert [reader.books[topic].gaps > 0 for topic in topics[1:]] == [True, False]
+        assert [reader.books[topic].counts["gaps"] > 0 for topic in topics[1:]] == [True, False]
         assert reader.connects == 1
 
 
@@ -349,11 +285,12 @@ def test_what_must_not_break_it(venue):
     with bench({venue: ["BTCUSDT"]}) as it:
         reader = Reader(it, venue, ["orderbook.50.BTCUSDT", "orderbook.200.BTCUSDT"])
         it.until(reader.is_live)
-        for number, kind in enumerate(("duplicate", "snapshot", "reset", "reset", "garbage", "slow")):
+        for kind in ("duplicate", "snapshot", "reset", "reset", "garbage", "slow"):
             it.fault(venue, kind, seconds=0.1)
             reader.settle()
         for book in reader.books.values():
-            assert book.gaps == 0 and book.old == 1 and book.snapshots == 4 and book.resets == 2
+            assert book.counts["gaps"] == 0 and book.counts["old"] == 1
+            assert book.counts["snapshots"] == 4 and book.counts["resets"] == 2
         assert reader.odd == 2 and reader.connects == 1
 
 

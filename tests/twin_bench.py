@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+from collections import Counter
 from contextlib import contextmanager
 from decimal import Decimal
 
@@ -158,3 +159,104 @@ class Request:
             body = body.decode()
         self.result = int(lines[0].split()[1]), headers, body
         self.is_done = True
+
+
+class Book:
+    """What a client holds of one book. `sides` is None until a snapshot came; `counts` says what happened to it."""
+
+    def __init__(self, symbol, depth=None):
+        self.symbol, self.depth = symbol, depth
+        self.counts = Counter()
+        self.restart()
+
+    def restart(self):
+        self.sides = self.last = None
+
+    def gap(self):
+        self.counts["gaps"] += 1
+        self.restart()
+
+    def load(self, bids, asks, last=None):
+        """A snapshot, of (price, quantity) in Decimals or their text."""
+        self.sides = {}, {}
+        self.counts["snapshots"] += 1
+        self.set(0, bids)
+        self.set(1, asks)
+        self.last = last
+
+    def set(self, side, rows):
+        levels = self.sides[side]
+        for price, quantity in rows:
+            price, quantity = Decimal(price), Decimal(quantity)
+            if quantity:
+                levels[price] = quantity
+            elif levels.pop(price, None) is None:
+                self.counts["ghosts"] += 1
+
+    def levels(self):
+        bids, asks = self.sides
+        return sorted(bids.items(), reverse=True), sorted(asks.items())
+
+
+class Follower:
+    """A client of a venue that keeps `books` (name -> Book) by the venue's procedure, and connects again when it must.
+
+    A venue's tests say `target`, subscribe() and take(message); the rest is alike.
+    """
+
+    target = "/"
+    opcodes = (TEXT,)
+    hooks = {}                           # of json.loads
+
+    def __init__(self, it, venue, books):
+        self.it, self.venue, self.books = it, venue, books
+        self.trades, self.others = [], []
+        self.connects = self.odd = 0
+        self.open()
+
+    def open(self):
+        self.connects += 1
+        self.client = self.it.client(self.venue, self.target)
+        for book in self.books.values():
+            book.restart()
+        self.subscribe()
+
+    def work(self):
+        for message in self.client.texts(self.opcodes, **self.hooks):
+            if isinstance(message, bytes):
+                self.odd += 1
+            else:
+                self.take(message)
+        if self.client.is_closed:
+            self.open()
+        return False
+
+    def is_live(self):
+        self.work()
+        return all(book.sides is not None for book in self.books.values())
+
+    def count(self, what):
+        return sum(book.counts[what] for book in self.books.values())
+
+    def more(self, what, count):
+        """Go on until so many more of something happened to each book."""
+        goals = {name: book.counts[what] + count for name, book in self.books.items()}
+        self.it.until(lambda: self.is_live() and all(
+            book.counts[what] >= goals[name] for name, book in self.books.items()))
+
+    def settle(self, what="updates", count=3):
+        """Go on, pause the market: every book is then the true one within its depth."""
+        self.more(what, count)
+        self.it.twin.pause()
+        self.it.until(lambda: self.is_live() and all(map(self.is_true, self.books.values())))
+        self.it.twin.resume()
+
+    def is_true(self, book):
+        return book.levels() == self.it.truth(self.venue, book.symbol, book.depth)
+
+
+def keys(value):
+    """The keys of a message in their order, all the way down."""
+    if isinstance(value, dict):
+        return [(key, keys(item)) for key, item in value.items()]
+    return keys(value[0]) if isinstance(value, list) and value and isinstance(value[0], dict) else None

@@ -16,13 +16,12 @@ connection) to send, join, leave and close; the peer calls `expire` when `deadli
 """
 
 import json
-from bisect import bisect_right
 from collections import deque
 from math import floor, log10
 from urllib.parse import parse_qs, urlsplit
 
 from ..errors import ConfigError, FeederError
-from .faults import KINDS, SHOWN_BY_ALL
+from .faults import SHOWN_BY_ALL
 from .market import BBO, DEPTH, TRADE, Spec
 
 SECOND_NS, MINUTE_NS = 10 ** 9, 60 * 10 ** 9
@@ -80,7 +79,7 @@ class Dialect:
     connects = (300, 300)             # connections in so many seconds, per address; refused with `connect_refusal`
     connect_refusal = too_many_status = 429
     max_connections = None            # at one time
-    faults = frozenset(SHOWN_BY_ALL)  # which of faults.KINDS a client of this venue can see
+    faults = frozenset(SHOWN_BY_ALL)  # which of faults.ALL_KINDS a client of this venue can see
     replays = False                   # whether a recording can be its source
     settings = {}                     # what is unsure at the venue, or wanted otherwise in tests: {attribute: default}
 

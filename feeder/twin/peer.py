@@ -63,7 +63,8 @@ class Peer:
         self.handshake = ServerHandshake(allow_deflate=DeflateOptions() if venue.twin.allow_deflate else None)
         self.connection = None               # a WebSocket, after its handshake
         self.session = None
-        self.deflates = self.finishes = False
+        self.deflates = False
+        self.is_special = False              # whether frames that others share are not for this one: see `take`
         self.out = []
         self.held = {}                       # channel -> [payload] that a reorder fault holds back
         self.sent_ns = steady_ns()           # when data left last
@@ -136,7 +137,7 @@ class Peer:
         self.connection = Connection(SERVER, max_message_bytes=1 << 20, deflate=self.handshake.deflate)
         self.deflates = self.handshake.deflate is not None
         self.session = venue.dialect.session(venue.dialect, self, route)
-        self.finishes = self.session.finishes
+        self.judge()
         self.alarm = Alarm(venue.twin.loop, self.session)
         venue.peers.add(self)
         if venue.twin.lifetime_ns:
@@ -163,6 +164,36 @@ class Peer:
         if connection.is_closed:
             self.stream.close()
         self.alarm.arm()
+
+    # what is sent
+
+    def judge(self):
+        self.is_special = bool(self.deflates or self.session.finishes or self.muted_until_ns or self.held)
+
+    def take(self, channel, text, payload, action=None):
+        """Queue one of a channel's messages the slow way; `payload` is what its other subscribers get."""
+        session, connection, opcode = self.session, self.connection, self.venue.dialect.opcode
+        if session.finishes:
+            payload = session.finish(channel, text).encode()         # counted, even when it is lost
+        if self.muted_until_ns and self.is_muted() or not connection.is_open:
+            return
+        payloads = [payload, *self.held.pop(channel, ())]
+        if action == "gap":
+            payloads.pop(0)
+        elif action == "duplicate":
+            payloads.insert(0, payload)
+        elif action == "reorder":
+            self.held[channel], payloads = payloads, []
+        self.judge()
+        self.out += [connection.send(opcode, payload) for payload in payloads]
+
+    def release(self):
+        """Send what reorder faults hold back."""
+        for payloads in self.held.values():
+            for payload in payloads:
+                self.queue(self.venue.dialect.opcode, payload)
+        self.held.clear()
+        self.judge()
 
     # what a session may ask for
 
@@ -194,14 +225,10 @@ class Peer:
 
     def tell(self, channel, text):
         """Queue a channel's text for this peer alone."""
-        if self.finishes:
-            text = self.session.finish(channel, text)
-        else:
-            topics = filter(None, self.session.topics.values())
-            label = next((label for key, label in topics if key == channel.key), None)
-            text = channel.dress(label, text)
-        if not self.is_muted():
-            self.queue(self.venue.dialect.opcode, text.encode())
+        topics = filter(None, self.session.topics.values())
+        label = next((label for key, label in topics if key == channel.key), None)
+        self.take(channel, text, channel.dress(label, text).encode())
+        self.venue.twin.schedule_flush()
 
     def queue(self, opcode, payload):
         if self.connection.is_open:
@@ -243,6 +270,7 @@ class Peer:
 
     def mute(self, now_ns, seconds):
         self.muted_until_ns = now_ns + int(seconds * SECOND) if seconds else MUTED_FOR_EVER
+        self.judge()
 
     def slow_down(self, now_ns, seconds):
         self.slow_ns, self.slow_until_ns = now_ns, now_ns + int(seconds * SECOND)

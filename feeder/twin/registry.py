@@ -1,8 +1,9 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bybit
+from . import binance, bybit, okx
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
     bybit.Spot, bybit.Linear,
+    okx.Okx,
 )}

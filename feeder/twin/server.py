@@ -150,57 +150,45 @@ class Venue:
         if channels is None:
             return
         self.counts[kind] += 1
-        fault = self._diff_fault(symbol) if self.diff_faults and kind is DEPTH else None
+        if self.diff_faults and kind is DEPTH:
+            return self.spoil(symbol, channels, item)
+        for channel in channels:
+            for text in channel.texts(item, self._now_ms):
+                self.distribute(channel, text)
+                if channel.idle_ns is not None or self.on_book is not None:
+                    self._told(channel)
+
+    def spoil(self, symbol, channels, item):
+        """`publish` with the first fault that waits for a diff of this symbol; it stays until something showed it."""
+        fault = next((fault for fault in self.diff_faults if fault.fits(symbol)), None)
         shown = None
         for channel in channels:
-            if fault is not None and fault.kind in CONTENT_FAULTS and channel.is_book:
+            hurts = fault is not None and channel.is_book
+            if hurts and fault.kind in CONTENT_FAULTS:
                 texts, action = channel.hurt(fault.kind, item, self._now_ms), None
-                shown = shown or (texts[0] if texts else None)
             else:
-                texts, action = channel.texts(item, self._now_ms), None
-                if fault is not None and channel.is_book and texts:
-                    action, shown = fault.kind, shown or texts[0]
+                texts, action = channel.texts(item, self._now_ms), fault.kind if hurts else None
             for text in texts:
+                shown = shown or hurts and text
                 self.distribute(channel, text, action)
-            if texts:
                 self._told(channel)
-        if shown is not None:
+        if shown:
             self.diff_faults.remove(fault)
             self.twin.done(self, fault, symbol, shown[:120])
 
-    def _diff_fault(self, symbol):
-        """The first fault that waits for a diff of this symbol; it stays until something was made of it."""
-        return next((fault for fault in self.diff_faults if fault.fits(symbol)), None)
-
     def distribute(self, channel, text, action=None):
-        opcode, loses = self.dialect.opcode, action is not None
+        """Queue a message for all who listen; `action` is what a fault does to it on its way."""
+        opcode = self.dialect.opcode
         for label, peers in channel.groups.items():
             payload = channel.dress(label, text).encode()
             frame = None
             for peer in peers:
-                own = peer.session.finish(channel, text).encode() if peer.finishes else payload
-                if peer.muted_until_ns and peer.is_muted() or not peer.connection.is_open:
-                    continue
-                if loses or peer.held:
-                    for own in self.spoiled(peer, channel, own, action):
-                        peer.out.append(peer.connection.send(opcode, own))
-                elif peer.deflates or peer.finishes:
-                    peer.out.append(peer.connection.send(opcode, own))
-                else:
+                if peer.is_special or action is not None:
+                    peer.take(channel, text, payload, action)
+                elif peer.connection.is_open:
                     if frame is None:
                         frame = self._encoder.send(opcode, payload)
                     peer.out.append(frame)
-
-    def spoiled(self, peer, channel, payload, action):
-        """The payloads to send in place of one."""
-        if action == "gap":
-            return []
-        if action == "duplicate":
-            return [payload, payload]
-        if action == "reorder":
-            peer.held.setdefault(channel, []).append(payload)
-            return []
-        return [payload, *peer.held.pop(channel, ())]
 
     def _told(self, channel):
         if channel.idle_ns is not None:
@@ -238,10 +226,7 @@ class Venue:
         self.diff_faults.clear()
         self.source.flush(self._now_ms, self.publish)
         for peer in self.peers:
-            for payloads in peer.held.values():
-                for payload in payloads:
-                    peer.queue(self.dialect.opcode, payload)
-            peer.held.clear()
+            peer.release()
             peer.slow_until_ns = min(peer.slow_until_ns, now_ns)
         self.flush(now_ns)
 
