@@ -294,6 +294,8 @@ class _Reader:
             if not facts.symbol.fullmatch(symbol):       # would be acknowledged by the venue, then stay silent
                 self.problem(f"symbols[{index}]", _show(symbol), f"the venue's own spelling, such as {facts.example}",
                              json.dumps(symbol))
+        if values.get("instruments_file"):
+            values["instruments_file"] = os.path.join(os.path.dirname(path), values["instruments_file"])
         if values.get("ca_file"):
             values["ca_file"] = os.path.join(os.path.dirname(path), values["ca_file"])
             if not os.path.isfile(values["ca_file"]):

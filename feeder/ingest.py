@@ -14,11 +14,12 @@ import random
 from collections import deque
 from urllib.parse import urlsplit
 
-from feeder import clock
+from feeder import clock, listings
 from feeder.config import SNAPSHOT_BURST
 from feeder.errors import FeederError, VenueError
+from feeder.fixed import MAX_DECIMALS, WIRE_DECIMALS, decimals_of
 from feeder.line import LineConnection
-from feeder.log import Limited
+from feeder.log import Limited, timestamp
 from feeder.message import LIVE
 from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, proxy_for, tls_context
 from feeder.venue.contract import IMAGE, REST
@@ -243,6 +244,7 @@ class Feed:
         self.rollovers = self.overlaps = 0
         self.retired_connects = self.retired_bytes = 0
         self.retired = deque(maxlen=64)          # streams that say goodbye
+        self.instruments_date = ""               # of ticks and lots; empty: not known
         self.refused = {}                        # symbol -> the venue's words
         self.hosts = hosts or Hosts()
         self.last_error = ""
@@ -267,6 +269,8 @@ class Feed:
             config.snapshot_limit))]
 
     def start(self):
+        if self.config.instruments_file:
+            self.read_instruments()
         self.fetch_instruments()
         for line in self.lines:
             line.start()
@@ -357,15 +361,39 @@ class Feed:
 
         fetch()
 
+    def read_instruments(self):
+        """What the venue said the last time, or somebody saved for us."""
+        try:
+            self.instruments_date, known = listings.read(self.config.instruments_file, self.name)
+            self.take_listings(known)
+        except FeederError as error:
+            self.last_error = str(error)
+            log.error("%s: %s", self.name, error)
+
+    def take_listings(self, known):
+        """Complete the definitions; told in the next refresh round."""
+        for instrument in self.instruments:
+            if instrument.symbol in known:
+                instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]
+                for what, size in (("price", instrument.tick), ("quantity", instrument.lot)):
+                    decimals = decimals_of(size) if size else 0
+                    if WIRE_DECIMALS < decimals <= MAX_DECIMALS and decimals > getattr(instrument, what + "_decimals"):
+                        self.venue.widen(instrument, what, decimals)      # now, rather than when the first book needs it
+                self.recovery.define(instrument, 1, 1)
+
     def on_instruments(self, known):
         """Ticks and lots make definitions complete and find misspelt symbols; the feed runs without them, too."""
-        self.unknown_symbols = []
-        for instrument in self.instruments:
-            if instrument.symbol not in known:
-                self.unknown_symbols.append(instrument.symbol)
-                continue
-            instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]
-            self.recovery.define(instrument, 1, 1)                   # told in the next refresh round
+        self.take_listings(known)
+        self.unknown_symbols = [each.symbol for each in self.instruments if each.symbol not in known]
+        self.instruments_date = timestamp(clock.wall_ns())
+        if self.config.instruments_file:
+            try:
+                listings.write(self.config.instruments_file, self.name, {
+                    each.symbol: known[each.symbol] for each in self.instruments if each.symbol in known},
+                    self.config.rest_url, clock.wall_ns())
+            except FeederError as error:
+                self.last_error = str(error)
+                log.warning("%s: %s", self.name, error)
         if self.unknown_symbols:
             log.error("%s: the venue does not list %s; check the spelling in its configuration",
                       self.name, ", ".join(self.unknown_symbols))
@@ -409,7 +437,7 @@ class Feed:
         return {"venue": self.name, "lines": len(self.lines), "connected": sum(line.connected for line in self.lines),
                 "connects": self.retired_connects + sum(line.connects for line in self.all_lines()),
                 "disconnects": self.disconnects, "rollovers": self.rollovers, "stale_books": self.stale_books,
-                "unacknowledged": self.unacknowledged, "refused_symbols": dict(self.refused),
+                "instruments_date": self.instruments_date, "unacknowledged": self.unacknowledged, "refused_symbols": dict(self.refused),
                 "silences": self.silences, "bad_messages": self.pipeline.bad_messages[self.name],
                 "venue_errors": self.venue_errors, "snapshots_requested": self.snapshots.requested,
                 "snapshots_failed": self.snapshots.failed, "snapshots_waiting": len(self.snapshots.waiting),

@@ -131,6 +131,11 @@ def path():
     return _file.baseFilename if _file else ""
 
 
+def timestamp(wall_ns):
+    """Return a wall time as text, to the second."""
+    return datetime.fromtimestamp(wall_ns // clock.SECOND, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
 def lost_lines():
     """Lines the open log could not write; belongs in the report."""
     return _file.lost if _file else 0
