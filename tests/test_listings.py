@@ -52,7 +52,7 @@ def test_a_feed_keeps_the_list_and_has_it_where_the_venue_does_not_answer(tmp_pa
     with desk(instruments_file=str(path), websocket_url="ws" + url, rest_url="http" + url) as made:
         feed = made.start()
         assert feed.instruments[0].tick == "0.01000000" and feed.row()["instruments_date"].startswith("20")
-        made.until(lambda: "instrument list" in feed.last_error)
+        made.until(lambda: feed.lines[0].connects == 2)
         assert feed.instruments[1].lot == "0.00001000"
 
 
