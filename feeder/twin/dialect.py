@@ -213,6 +213,10 @@ class Channel:
         """`texts`, with a fault of content."""
         raise NotImplementedError
 
+    def shows(self, kind):
+        """Whether a client can tell that the message `texts` made last was lost, or came late."""
+        return True
+
     def first(self, now_ms):
         """What a newcomer is sent at once; it describes the state after the last message."""
         return []
@@ -299,12 +303,13 @@ class Window:
 class Words:
     """Numbers of one listing as text. Ticks and lots are multiplied to units of the last decimal that is shown."""
 
+    LEVEL = '["PRICE","QUANTITY"]'
     __slots__ = ("symbol", "_price", "_quantity", "_level", "_tick", "_price_one", "_lot", "_lot_one")
 
     def __init__(self, spec):
         self.symbol = spec.symbol
         self._price, self._quantity = _template(spec.price_decimals), _template(spec.lot_decimals)
-        self._level = f'["{self._price}","{self._quantity}"]'
+        self._level = self.LEVEL.replace("PRICE", self._price).replace("QUANTITY", self._quantity)
         self._tick, self._price_one = spec.tick_units, 10 ** spec.price_decimals
         self._lot, self._lot_one = spec.lot_units, 10 ** spec.lot_decimals
 
@@ -383,6 +388,22 @@ def request_of(payload):
     except ValueError:
         return None
     return request if isinstance(request, dict) else None
+
+
+def iso_text(time_ns, digits=6):
+    """RFC 3339 in UTC, so many digits of the second: '2026-08-16T23:37:05.376419Z'."""
+    seconds, part = divmod(time_ns, SECOND_NS)
+    days, rest = divmod(seconds, 86_400)
+    # Civil from days (H. Hinnant): years that begin in March end with the leap day.
+    era, day = divmod(days + 719_468, 146_097)
+    year = (day - day // 1_460 + day // 36_524 - day // 146_096) // 365
+    day -= 365 * year + year // 4 - year // 100
+    month = (5 * day + 2) // 153
+    day -= (153 * month + 2) // 5 - 1
+    month += 3 if month < 10 else -9
+    year += 400 * era + (month <= 2)
+    fraction = f".{part // 10 ** (9 - digits):0{digits}d}" if digits else ""
+    return f"{year}-{month:02d}-{day:02d}T{rest // 3_600:02d}:{rest // 60 % 60:02d}:{rest % 60:02d}{fraction}Z"
 
 
 def dumps(value):

@@ -1,9 +1,10 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bybit, okx
+from . import binance, bybit, kraken, okx
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
     bybit.Spot, bybit.Linear,
     okx.Okx,
+    kraken.Kraken,
 )}

@@ -163,11 +163,13 @@ class Venue:
         fault = next((fault for fault in self.diff_faults if fault.fits(symbol)), None)
         shown = None
         for channel in channels:
-            hurts = fault is not None and channel.is_book
+            hurts, action = fault is not None and channel.is_book, None
             if hurts and fault.kind in CONTENT_FAULTS:
-                texts, action = channel.hurt(fault.kind, item, self._now_ms), None
+                texts = channel.hurt(fault.kind, item, self._now_ms)
             else:
-                texts, action = channel.texts(item, self._now_ms), fault.kind if hurts else None
+                texts = channel.texts(item, self._now_ms)
+                hurts = hurts and channel.shows(fault.kind)
+                action = fault.kind if hurts else None
             for text in texts:
                 shown = shown or hurts and text
                 self.distribute(channel, text, action)
