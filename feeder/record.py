@@ -177,7 +177,7 @@ class RecordWriter:
         tick, lot = ((text or "").encode()[:MAX_TEXT_BYTES] for text in (instrument.tick, instrument.lot))
         body = DEFINE_BODY.pack(instrument.price_decimals, instrument.quantity_decimals, instrument.price_exponent,
                                 instrument.quantity_exponent, len(tick), len(lot)) + tick + lot
-        return self.write_head(DEFINE, 0, instrument.instrument_id, 0, 0, body)
+        return self.write_head(DEFINE, int(instrument.may_cross), instrument.instrument_id, 0, 0, body)
 
     def tell_venues(self):
         for venue, (connected, reason, recv_ns) in list(self.venues.items()):
@@ -246,7 +246,7 @@ class RecordReader:
 
     def rare(self, kind, extra, number, recv_ns, at, size):
         if kind == DEFINE:
-            self.define(number, at)
+            self.define(number, at, bool(extra))
         elif kind == VENUE:
             self.on_venue(bytes(self.buffer[at + BODY:at + size]).decode(), bool(extra), REASONS[number], recv_ns)
         elif kind == START:
@@ -255,7 +255,7 @@ class RecordReader:
         else:
             self.unknown += 1
 
-    def define(self, number, at):
+    def define(self, number, at, may_cross):
         price_decimals, quantity_decimals, price_exponent, quantity_exponent, tick_bytes, lot_bytes = (
             DEFINE_BODY.unpack_from(self.buffer, at + BODY))
         text = bytes(self.buffer[at + BODY + DEFINE_BODY.size:][:tick_bytes + lot_bytes]).decode()
@@ -266,6 +266,7 @@ class RecordReader:
         instrument.price_decimals, instrument.quantity_decimals = price_decimals, quantity_decimals
         instrument.price_exponent, instrument.quantity_exponent = price_exponent, quantity_exponent
         instrument.rescale()
+        instrument.may_cross = may_cross
         instrument.tick, instrument.lot = text[:tick_bytes] or None, text[tick_bytes:] or None
         self.known[number] = instrument
         self.sink.define(instrument, *scales)

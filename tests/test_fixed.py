@@ -6,7 +6,7 @@ from decimal import Decimal, localcontext
 import pytest
 
 from feeder.errors import NumberError, PrecisionError, RangeError
-from feeder.fixed import INT64_MAX, MAX_DECIMALS, MAX_TEXT, WIRE_DECIMALS, decimals_of, parse, rescale, to_text
+from feeder.fixed import INT64_MAX, MAX_DECIMALS, MAX_TEXT, WIRE_DECIMALS, decimals_of, parse, parse_all, rescale, to_text
 
 
 @pytest.mark.parametrize("text, decimals, value", [
@@ -145,3 +145,18 @@ def test_random_numbers_agree_with_decimal():
                     assert abs(wire) > INT64_MAX
                 outcomes["exact"] += 1
     assert min(outcomes.values()) > 500, outcomes
+
+
+def test_all_at_once_is_one_by_one():
+    rng = random.Random(8)
+    texts = ["1", "0", "61837.64", "0.00000001", "007", "1.50", "1e-3", "-1", "999999999999999999", "0.123456789", "", "1,2", "x",
+             "1.", ".5", "9" * 30]
+    for _ in range(3_000):
+        chosen, decimals = [rng.choice(texts) for _ in range(rng.randrange(5))], rng.randrange(12)
+        try:
+            wanted = [parse(text, decimals) for text in chosen]
+        except NumberError as error:
+            with pytest.raises(type(error)):
+                parse_all(chosen, decimals)
+        else:
+            assert parse_all(chosen, decimals) == wanted

@@ -116,6 +116,18 @@ def test_a_crossed_snapshot_is_not_published():
     assert desk.take() == [] and desk.publisher.entries[0].state == SYNCING
 
 
+def test_crossed_is_no_fault_in_an_auction_and_is_one_again_after_it():
+    desk = Desk()
+    coin, = desk.instruments
+    coin.may_cross = True
+    desk.publisher.snapshot(coin, 7, 0, 1, [10_002, 5], [10_001, 6])
+    desk.publisher.increment(coin, 8, 0, 2, [10_003, 5], [])
+    assert desk.publisher.entries[0].state == LIVE and desk.resyncs == []
+    coin.may_cross = False
+    desk.publisher.define(coin, 1, 1)
+    assert desk.publisher.entries[0].state == STALE and desk.resyncs == [(coin, "crossed", 2)]
+
+
 def test_epochs_grow_with_each_time_live():
     desk = Desk(count=2)
     for round_number in range(1, 5):

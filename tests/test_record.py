@@ -128,6 +128,16 @@ def test_venue_statuses_and_the_stopwatch():
     assert wire.writer.seen(coin) and not wire.writer.seen(wire.here[1])
 
 
+def test_definitions_tell_of_auctions():
+    wire = Wire()
+    wire.define_all()
+    for is_on in (True, False):
+        wire.here[0].may_cross = is_on
+        wire.writer.define(wire.here[0], 1, 1)
+        wire.reader.drain()
+        assert [there.may_cross for there in wire.reader.instruments.values()] == [is_on, False, False]
+
+
 def test_nothing_is_believed_before_its_definition():
     wire = Wire()
     wire.define_all()

@@ -452,12 +452,12 @@ class Venue:
         decimals = max(known, printed)
         try:
             try:
-                numbers = [fixed.parse(text, decimals) for text in texts]
+                numbers = fixed.parse_all(texts, decimals)
             except PrecisionError as error:
                 decimals = max(map(fixed.decimals_of, texts))
                 if decimals > fixed.MAX_DECIMALS:
                     raise error
-                numbers = [fixed.parse(text, decimals) for text in texts]
+                numbers = fixed.parse_all(texts, decimals)
         except (PrecisionError, RangeError) as error:
             self.sink.stale(instrument, "precision" if isinstance(error, PrecisionError) else "range", 0)
             needed = max(printed, *map(fixed.decimals_of, texts))
@@ -475,6 +475,12 @@ class Venue:
                 setattr(instrument, what + "_exponent", -decimals)
                 self.widen(instrument, what, decimals)
         return numbers
+
+    def set_auction(self, instrument, is_on):
+        """There is no continuous trading in this instrument now (or is again): bids above asks are no fault."""
+        if instrument.may_cross != is_on:
+            instrument.may_cross = is_on
+            self.sink.define(instrument, 1, 1)
 
     def widen(self, instrument, what, decimals):
         """Give the instrument more decimals and tell everybody behind us what to multiply by."""
