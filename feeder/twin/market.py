@@ -43,14 +43,17 @@ POOL_BITS = 12
 
 
 class Spec:
-    """What is listed: a symbol, its first price, tick and lot as the venue spells them ("0.10" shows two decimals)."""
+    """What is listed: a symbol, its first price, tick and lot as the venue spells them ("0.10" shows two decimals).
+
+    `typical_lots`: the median size of a level, where a lot is not a part of the base coin.
+    """
 
     __slots__ = ("symbol", "base", "quote", "tick", "lot", "price_decimals", "lot_decimals", "tick_units", "lot_units",
-                 "first_price", "first_ticks")
+                 "first_price", "first_ticks", "typical_lots")
 
-    def __init__(self, symbol, base, quote, price, tick, lot):
+    def __init__(self, symbol, base, quote, price, tick, lot, typical_lots=None):
         self.symbol, self.base, self.quote, self.tick, self.lot = symbol, base, quote, tick, lot
-        self.first_price = price
+        self.first_price, self.typical_lots = price, typical_lots
         self.price_decimals, self.tick_units = _decimals_and_units(tick)
         self.lot_decimals, self.lot_units = _decimals_and_units(lot)
         whole, _, part = price.partition(".")
@@ -115,7 +118,8 @@ class Listing:
         spread = max(spec.first_ticks * 0.0015, 300)       # median distance of a level from the touch, in ticks
         self.distances = [1 + int(spread * exp(dice.gauss(0, 1.3))) for _ in range(size)]
         price = spec.first_ticks * spec.tick_units / 10 ** spec.price_decimals
-        median = 500 / price * 10 ** spec.lot_decimals / spec.lot_units          # an order of 500 units of quote
+        median = spec.typical_lots or (
+            500 / price * 10 ** spec.lot_decimals / spec.lot_units)              # an order of 500 units of quote
         self.sizes = [max(1, int(median * exp(dice.gauss(0, 2)))) for _ in range(size)]
         self.step_ticks = max(1, spec.first_ticks // 100_000)      # how far fair walks at once, about
         self.fair = spec.first_ticks

@@ -1,10 +1,11 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bybit, kraken, okx
+from . import binance, bybit, deribit, kraken, okx
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
     bybit.Spot, bybit.Linear,
     okx.Okx,
     kraken.Kraken,
+    deribit.Deribit,
 )}
