@@ -1,6 +1,6 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bybit, deribit, kraken, okx
+from . import binance, bybit, coinbase, deribit, kraken, okx
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
@@ -8,4 +8,5 @@ DIALECTS = {dialect.name: dialect for dialect in (
     okx.Okx,
     kraken.Kraken,
     deribit.Deribit,
+    coinbase.Coinbase,
 )}
