@@ -34,7 +34,7 @@ LAYERS = {
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
     "feeder.twin.dialect": MACHINES, "feeder.twin.binance": MACHINES, "feeder.twin.bybit": MACHINES,
     "feeder.twin.okx": MACHINES, "feeder.twin.deribit": MACHINES,
-    "feeder.twin.coinbase": MACHINES, "feeder.twin.kraken": MACHINES,
+    "feeder.twin.coinbase": MACHINES, "feeder.twin.coinbase_exchange": MACHINES, "feeder.twin.kraken": MACHINES,
     "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS, "feeder.venues": COMMANDS,
     "feeder.__main__": COMMANDS,
 }

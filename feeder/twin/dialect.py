@@ -80,6 +80,7 @@ class Dialect:
     connect_refusal = too_many_status = 429
     max_connections = None            # at one time
     faults = frozenset(SHOWN_BY_ALL)  # which of faults.ALL_KINDS a client of this venue can see
+    gap_cuts = False                  # a lost diff cuts the connection: where nothing else would tell of it
     replays = False                   # whether a recording can be its source
     settings = {}                     # what is unsure at the venue, or wanted otherwise in tests: {attribute: default}
 

@@ -180,6 +180,8 @@ class Peer:
         payloads = [payload, *self.held.pop(channel, ())]
         if action == "gap":
             payloads.pop(0)
+            if self.venue.dialect.gap_cuts:
+                self.stream.abort()
         elif action == "duplicate":
             payloads.insert(0, payload)
         elif action == "reorder":
@@ -238,6 +240,8 @@ class Peer:
     def is_muted(self):
         if self.muted_until_ns and steady_ns() >= self.muted_until_ns:
             self.muted_until_ns = 0
+            if self.venue.dialect.gap_cuts:
+                self.stream.abort()
         return bool(self.muted_until_ns)
 
     def refuse(self, reason, code=1008):

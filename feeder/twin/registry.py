@@ -1,6 +1,6 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bybit, coinbase, deribit, kraken, okx
+from . import binance, bybit, coinbase, coinbase_exchange, deribit, kraken, okx
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
@@ -9,4 +9,5 @@ DIALECTS = {dialect.name: dialect for dialect in (
     kraken.Kraken,
     deribit.Deribit,
     coinbase.Coinbase,
+    coinbase_exchange.Exchange,
 )}
