@@ -2,7 +2,7 @@
 
     Feed (a venue) ─┬─ LineConnection (line.py) ... one WebSocket each
                     ├─ SnapshotQueue ... REST books: spaced by weight, few at once, retried, 429 obeyed; or
-                    └─ ResubscribeQueue ... books on the stream: unsubscribe and subscribe, together where it can be, with backoff
+                    └─ ResubscribeQueue ... books on the stream: unsubscribe and subscribe, together, with backoff
 
 One Feed has one budget of connects and one of request weight; connects to one host are spaced over all Feeds of the
 process. What a lost connection carried goes STALE at once and alone: the books whose increments were on it, not those of
@@ -12,6 +12,7 @@ which it had only trades.
 import logging
 import random
 from collections import deque
+from functools import partial
 from urllib.parse import urlsplit
 
 from feeder import clock, listings
@@ -177,8 +178,7 @@ class ResubscribeQueue:
             self.requested += len(instruments)
             line.resubscribe([stream for stream in line.line.streams
                               if stream in feed.depth_streams and feed.venue.symbol_of(stream) in symbols])
-            feed.loop.call_after(RESUBSCRIBE_DEADLINE_NS, lambda line=line, count=line.connects, instruments=instruments: (
-                self.check(line, count, instruments)))
+            feed.loop.call_after(RESUBSCRIBE_DEADLINE_NS, partial(self.check, line, line.connects, instruments))
 
     def check(self, line, count, instruments):
         """Whether the books came that were asked for."""
@@ -255,7 +255,8 @@ class Feed:
         self.recovery = pipeline.recoveries[config.name]
         self.instruments = [pipeline.define(self.venue, symbol, name=names.get((config.name, symbol)),
                                             depth=config.published_depth) for symbol in config.symbols]
-        depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, 1 << 30, config.snapshot_limit)
+        depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, 1 << 30,
+                                       config.snapshot_limit)
         self.depth_streams = {stream for line in depth_lines for stream in line.streams}
         self.connect_budget = ConnectBudget(config.connects_per_5_minutes, CONNECT_WINDOW_NS)
         secure = "s://" in config.websocket_url or "s://" in config.rest_url
@@ -377,8 +378,8 @@ class Feed:
                 instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]
                 for what, size in (("price", instrument.tick), ("quantity", instrument.lot)):
                     decimals = decimals_of(size) if size else 0
-                    if WIRE_DECIMALS < decimals <= MAX_DECIMALS and decimals > getattr(instrument, what + "_decimals"):
-                        self.venue.widen(instrument, what, decimals)      # now, rather than when the first book needs it
+                    if max(WIRE_DECIMALS, getattr(instrument, what + "_decimals")) < decimals <= MAX_DECIMALS:
+                        self.venue.widen(instrument, what, decimals)      # now, rather than when the first book comes
                 self.recovery.define(instrument, 1, 1)
 
     def on_instruments(self, known):
@@ -437,7 +438,8 @@ class Feed:
         return {"venue": self.name, "lines": len(self.lines), "connected": sum(line.connected for line in self.lines),
                 "connects": self.retired_connects + sum(line.connects for line in self.all_lines()),
                 "disconnects": self.disconnects, "rollovers": self.rollovers, "stale_books": self.stale_books,
-                "instruments_date": self.instruments_date, "unacknowledged": self.unacknowledged, "refused_symbols": dict(self.refused),
+                "instruments_date": self.instruments_date, "unacknowledged": self.unacknowledged,
+                "refused_symbols": dict(self.refused),
                 "silences": self.silences, "bad_messages": self.pipeline.bad_messages[self.name],
                 "venue_errors": self.venue_errors, "snapshots_requested": self.snapshots.requested,
                 "snapshots_failed": self.snapshots.failed, "snapshots_waiting": len(self.snapshots.waiting),

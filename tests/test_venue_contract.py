@@ -167,7 +167,12 @@ def plainly(path, name):
     return found
 
 
-@pytest.mark.parametrize("path", attributed(), ids=short)
+# Of the longest ones test_captures has the gist every day.
+EACH_RECORDING = [pytest.param(path, id=short(path), marks=pytest.mark.stress if path.stat().st_size > 2 << 20 else ())
+                  for path in attributed()]
+
+
+@pytest.mark.parametrize("path", EACH_RECORDING)
 def test_a_recording_has_no_gap_its_checksums_verify_and_its_trades_are_all_there(path):
     name = attributed()[path]
     run = Run(path)

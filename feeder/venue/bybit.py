@@ -20,8 +20,8 @@ import re
 from urllib.parse import urlsplit
 
 from feeder.message import BUY, SELL
-from feeder.venue.contract import (ACK, ALIVE, ERROR, STREAM, Command, Line, Listing, Notice, Ping, Request, Venue, VenueFacts,
-                                   follows_by_one, packed, trade_id_of)
+from feeder.venue.contract import (ACK, ALIVE, ERROR, STREAM, Command, Line, Listing, Notice, Ping, Request, Venue,
+                                   VenueFacts, follows_by_one, packed, trade_id_of)
 
 ARGS_PER_REQUEST = 10                   # §2, spot; futures have no such limit, but fewer fail together
 CHARACTERS = 20_000                     # of all args on a connection; the venue allows 21,000
@@ -195,5 +195,6 @@ class BybitLinear(Bybit):
         """§8: BTCUSDT is BTC/USDT-PERP, BTCPERP BTC/USDC-PERP; BTCUSDT-26DEC25 and BTC-26DEC25 have a date."""
         pair, mark, date = symbol.partition("-")
         if mark:
-            return super().common_name(pair if pair.endswith(("USDT", "USDC")) else pair + "USDC").replace("-PERP", "-" + date)
+            pair = pair if pair.endswith(("USDT", "USDC")) else pair + "USDC"
+            return super().common_name(pair).replace(cls.contract, "-" + date)
         return super().common_name(symbol[:-4] + "USDC" if symbol.endswith("PERP") else symbol)

@@ -120,7 +120,8 @@ def nanoseconds(time):
     return time * 10**3 if time < 10**17 else time
 
 
-match_iso = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:Z|\+00:00)", re.ASCII).fullmatch
+match_iso = re.compile(r"(\d{4})-(\d\d)-(\d\d)[T ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9})\d*)?(?:Z|\+00:00)",
+                       re.ASCII).fullmatch
 
 
 def iso_ns(text):
@@ -412,7 +413,8 @@ class Venue:
         return answer
 
     def trades(self, calls):
-        """Hand on trades (instrument, sequence, event_ns, recv_ns, trade_id, price text, quantity text, side): all or none."""
+        """Hand on trades, all or none: (instrument, sequence, event_ns, recv_ns, trade_id, price text, quantity text, side).
+        """
         numbers = [(self.scaled(call[0], [call[5]], "price")[0], self.scaled(call[0], [call[6]], "quantity")[0],
                     call[0].price_decimals, call[0].quantity_decimals) for call in calls]
         for call, (price, quantity, price_decimals, quantity_decimals) in zip(calls, numbers):
