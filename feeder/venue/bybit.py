@@ -153,7 +153,7 @@ class Bybit(Venue):
         calls = []
         for entry in entries:
             event_ns = self.need_ns(entry, "T", payload)
-            side = SIDES.get(entry.get("S"))
+            side = SIDES.get(self.need(entry, "S", str, payload))
             if side is None:
                 raise self.fault(f"'S' is {entry.get('S')!r:.40}, expected Buy or Sell", payload)
             trade_id = trade_id_of(self.need(entry, "i", str, payload))
