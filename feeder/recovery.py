@@ -329,6 +329,8 @@ class StreamRecovery(Recovery):
                 else:
                     self.resync(instrument, "disconnect", recv_ns)     # no snapshot ever came there
                     self.order(instrument, link)
+            elif link.state != LIVE:
+                self.order(instrument, link)              # what was asked for on the old one does not come any more
         return doubtful
 
     def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):

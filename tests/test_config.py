@@ -71,8 +71,8 @@ def test_builtin_is_made_anew_each_time():
 
 def test_builtin_takes_only_its_venues():
     assert [venue.name for venue in config.builtin(["binance_usdm"]).venues] == ["binance_usdm"]
-    with pytest.raises(ConfigError, match="--venue: found \"okx\", expected one that .* lists: binance_spot"):
-        config.builtin(["okx"])
+    with pytest.raises(ConfigError, match="--venue: found \"binance_coinm\", expected one that .* lists: binance_spot"):
+        config.builtin(["binance_coinm"])
 
 
 @pytest.mark.parametrize("limited", [False, True])
@@ -214,7 +214,7 @@ def test_wrong_settings(folder, section, key, value, part):
 
 @pytest.mark.parametrize("key, value, part", [
     ("venue", "binance_sopt", "nearest is binance_spot"),
-    ("venue", "okx", "okx is known, but not supported yet"),
+    ("venue", "binance_coinm", "binance_coinm is known, but not supported yet"),
     ("venue", "binance_usdm", 'found "binance_usdm", expected "binance_spot", as the file is named'),
     ("venue", ["binance_spot"], "found a list of 1, expected a supported venue"),
     ("websocket_url", "https://stream.binance.com", "with a scheme of ws, wss"),
@@ -330,10 +330,10 @@ def test_byte_order_mark_is_accepted(folder):
 
 
 def test_unknown_venues_in_the_list(folder):
-    edit(folder, "crypto_exchanges.json", lambda document: document["venues"].extend(["okx", "nasdaq", "binance_spt"]))
+    edit(folder, "crypto_exchanges.json", lambda document: document["venues"].extend(["binance_coinm", "nasdaq", "binance_spt"]))
     found = problems(folder)
-    assert "venues[2]: found \"okx\", expected a supported venue (`feeder venues` lists them)" in found[0]
-    assert "okx is known, but not supported yet" in found[0]
+    assert "venues[2]: found \"binance_coinm\", expected a supported venue (`feeder venues` lists them)" in found[0]
+    assert "binance_coinm is known, but not supported yet" in found[0]
     assert "known are binance_spot, binance_usdm, binance_coinm" in found[1]
     assert "nearest is binance_spot" in found[2]
 

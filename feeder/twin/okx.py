@@ -66,6 +66,8 @@ class ClientSession(Session):
         if channel in VIP_CHANNELS:
             return self.refuse(number, "64003", "Your trading fee tier doesn't meet the requirement to access the "
                                f"{channel} channel.")
+        if channel == "instruments" and self.route == "public":
+            return self.list(op, str(arg.get("instType", "")), number)
         name = channel, symbol
         if not self.dialect.serves(self.route, channel) or symbol not in self.peer.symbols:
             return self.refuse(number, "60018", f"Wrong URL or channel:{channel}, instId:{symbol} doesn't exist. "
@@ -77,6 +79,13 @@ class ClientSession(Session):
             firsts = self.subscribe(name, name)
         self.answer(number, f'"event":"{op}","arg":{arg_text(channel, symbol)}')
         self.tell(firsts)
+
+    def list(self, op, kind, number):
+        """All instruments of a kind at once; then those that change, and here none does."""
+        arg = {"channel": "instruments", "instType": kind}
+        self.answer(number, f'"event":"{op}","arg":{dumps(arg)}')
+        if op == "subscribe":
+            self.peer.send(dumps({"arg": arg, "data": self.dialect.all_listed(self.peer.venue, kind)}))
 
     def refuse(self, number, code, message):
         self.peer.count("bad_commands")
@@ -271,13 +280,15 @@ class Okx(Dialect):
         kind = parameters.get("instType", "")
         if kind not in ("SPOT", "SWAP", "FUTURES", "OPTION"):
             raise RequestError('{"code":"51000","data":[],"msg":"Parameter instType error"}')
-        listed = [spec for spec in desk.source.specs if kind_of(spec.symbol) == kind]
+        rows = self.all_listed(desk, kind)
         if "instId" in parameters:
-            listed = [spec for spec in listed if spec.symbol == parameters["instId"]]
-            if not listed:
+            rows = [row for row in rows if row["instId"] == parameters["instId"]]
+            if not rows:
                 raise RequestError('{"code":"51001","data":[],"msg":"Instrument ID doesn\'t exist."}')
-        rows = [self.listed(spec, kind) for spec in listed]
         return Answer(dumps({"code": "0", "data": rows, "msg": ""}))
+
+    def all_listed(self, desk, kind):
+        return [self.listed(spec, kind) for spec in desk.source.specs if kind_of(spec.symbol) == kind]
 
     def listed(self, spec, kind):
         is_swap = kind == "SWAP"
@@ -321,10 +332,7 @@ class Okx(Dialect):
         quote = rest.partition("-")[0]
         if not quote:
             raise ConfigError(f"okx: symbol {symbol!r}: expected BASE-QUOTE or BASE-QUOTE-SWAP")
-        spec = grid_spec(symbol, base, quote)
-        if kind_of(symbol) == "SWAP":
-            return type(spec)(symbol, base, quote, spec.first_price, spec.tick, "0.01")      # contracts
-        return spec
+        return grid_spec(symbol, base, quote, lot="0.01" if kind_of(symbol) == "SWAP" else None)       # of contracts
 
 
 def kind_of(symbol):
