@@ -35,6 +35,7 @@ LAYERS = {
     "feeder.twin.dialect": MACHINES, "feeder.twin.binance": MACHINES, "feeder.twin.bybit": MACHINES,
     "feeder.twin.okx": MACHINES, "feeder.twin.deribit": MACHINES,
     "feeder.twin.coinbase": MACHINES, "feeder.twin.coinbase_exchange": MACHINES, "feeder.twin.kraken": MACHINES,
+    "feeder.twin.upbit": MACHINES,
     "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS, "feeder.venues": COMMANDS,
     "feeder.__main__": COMMANDS,
 }

@@ -1,6 +1,6 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bybit, coinbase, coinbase_exchange, deribit, kraken, okx
+from . import binance, bybit, coinbase, coinbase_exchange, deribit, kraken, okx, upbit
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
@@ -10,4 +10,5 @@ DIALECTS = {dialect.name: dialect for dialect in (
     deribit.Deribit,
     coinbase.Coinbase,
     coinbase_exchange.Exchange,
+    upbit.Upbit,
 )}
