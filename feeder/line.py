@@ -214,7 +214,10 @@ class LineConnection:
 
     def is_new(self, instrument):
         """Return True if the first subscription of its book is still on its way."""
-        return any(ask.what == "subscribe" and ask.unsent for ask in self.asks)
+        feed = self.feed
+        return any(ask.what == "subscribe" and (not command.keys or any(
+            stream in feed.depth_streams and feed.venue.symbol_of(stream) == instrument.symbol
+            for part in command.keys.values() for stream in part)) for command, ask in self.commands)
 
     def resubscribe(self, streams):
         """Have the venue send these books anew."""

@@ -110,6 +110,16 @@ def test_books_that_break_together_are_asked_for_together():
             len(args) for args in venue.asked("subscribe")]
 
 
+def test_a_book_that_breaks_while_others_are_still_to_be_subscribed_is_asked_for_again():
+    with served([f"C{number}USDT" for number in range(25)], facts={"command_every_ms": 100}) as (made, venue):
+        made.until(lambda: made.states()[0] == LIVE)
+        assert made.states()[-1] == SYNCING
+        for instrument in made.feed.instruments[0], made.feed.instruments[-1]:
+            made.feed.recovery.stale(instrument, "checksum", 1)
+        made.until(made.live)
+        assert venue.asked("unsubscribe") == [["orderbook.200.C0USDT"]], "the last one was on its way"
+
+
 def test_a_book_that_keeps_breaking_is_asked_for_ever_more_slowly():
     with served(["BTCUSDT"], facts={"command_every_ms": 1}) as (made, venue):
         made.until(made.live)
