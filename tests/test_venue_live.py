@@ -39,6 +39,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(line, "SETTLE_NS", 100 * MILLISECOND)
     monkeypatch.setattr(line, "TEND_NS", 20 * MILLISECOND)
     monkeypatch.setattr(ingest.Backoff, "next_ns", lambda self: 20 * MILLISECOND)
+    monkeypatch.setattr(ingest.Hosts, "acquire_at", lambda self, host, at_ns, spacing_ns: at_ns)
 
 
 def start(made, name, **options):
