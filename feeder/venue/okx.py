@@ -127,6 +127,8 @@ class Okx(Venue):
         try:
             if answer["code"] != "0":
                 raise self.fault(f"no instrument list: {answer['code']} {answer['msg']}", body)
+            if type(answer["data"]) is not list:
+                raise TypeError("'data' is no list")
             return {entry["instId"]: Listing(size_of(entry["tickSz"]), size_of(entry["lotSz"]), contract_of(entry))
                     for entry in answer["data"]}
         except (KeyError, TypeError, AttributeError, NumberError) as error:
