@@ -5,19 +5,21 @@ from urllib.parse import urlsplit
 from feeder.errors import CaptureError
 from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
 from feeder.venue.bybit import BybitLinear, BybitSpot
+from feeder.venue.deribit import Deribit
 from feeder.venue.okx import Okx
 
 VENUES = {venue.name: venue for venue in (
     BinanceSpot, BinanceUsdm, BinanceCoinm,
     BybitSpot, BybitLinear,
     Okx,
+    Deribit,
 )}
 
 # What `run` without a configuration feeds from, where nothing is said: both procedures of joining.
 EMBEDDED = ("binance_spot", "binance_usdm")
 
 # Names that configuration may not use for anything else; the dialects are to come.
-RESERVED = ("coinbase", "coinbase_exchange", "upbit", "bithumb", "deribit", "kraken",
+RESERVED = ("coinbase", "coinbase_exchange", "upbit", "bithumb", "kraken",
             "bitfinex")
 
 # Dialects we can name but not read yet, by a part of their host.
