@@ -234,12 +234,15 @@ def conversations(name, most=150, most_bytes=20_000):
         if venue == name:
             by_connection = {}
             for record in capture.read(path):
-                if record.kind == "ws" and record.direction == "in" and len(record.payload) <= most_bytes:
-                    payloads = by_connection.setdefault(record.conn, [])
-                    payloads.append(record.payload)
-                    if len(payloads) == most:
+                if record.kind == "ws" and record.direction == "in":
+                    talks = by_connection.setdefault(record.conn, [[]])
+                    if len(record.payload) > most_bytes:
+                        talks.append([])              # another talk: a venue that counts would miss it
+                        continue
+                    talks[-1].append(record.payload)
+                    if sum(map(len, talks)) == most:
                         break
-            yield from by_connection.values()
+            yield from (payloads for talks in by_connection.values() for payloads in talks if payloads)
 
 
 @every_venue

@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from feeder.errors import CaptureError
 from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
 from feeder.venue.bybit import BybitLinear, BybitSpot
+from feeder.venue.coinbase import CoinbaseAdvanced, CoinbaseExchange
 from feeder.venue.deribit import Deribit
 from feeder.venue.okx import Okx
 
@@ -13,13 +14,14 @@ VENUES = {venue.name: venue for venue in (
     BybitSpot, BybitLinear,
     Okx,
     Deribit,
+    CoinbaseExchange, CoinbaseAdvanced,
 )}
 
 # What `run` without a configuration feeds from, where nothing is said: both procedures of joining.
 EMBEDDED = ("binance_spot", "binance_usdm")
 
 # Names that configuration may not use for anything else; the dialects are to come.
-RESERVED = ("coinbase", "coinbase_exchange", "upbit", "bithumb", "kraken",
+RESERVED = ("upbit", "bithumb", "kraken",
             "bitfinex")
 
 # Dialects we can name but not read yet, by a part of their host.
