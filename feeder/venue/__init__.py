@@ -7,6 +7,7 @@ from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
 from feeder.venue.bybit import BybitLinear, BybitSpot
 from feeder.venue.coinbase import CoinbaseAdvanced, CoinbaseExchange
 from feeder.venue.deribit import Deribit
+from feeder.venue.kraken import Kraken, KrakenV1
 from feeder.venue.okx import Okx
 
 VENUES = {venue.name: venue for venue in (
@@ -14,6 +15,7 @@ VENUES = {venue.name: venue for venue in (
     BybitSpot, BybitLinear,
     Okx,
     Deribit,
+    Kraken, KrakenV1,
     CoinbaseExchange, CoinbaseAdvanced,
 )}
 
@@ -21,8 +23,7 @@ VENUES = {venue.name: venue for venue in (
 EMBEDDED = ("binance_spot", "binance_usdm")
 
 # Names that configuration may not use for anything else; the dialects are to come.
-RESERVED = ("upbit", "bithumb", "kraken",
-            "bitfinex")
+RESERVED = ("upbit", "bithumb", "bitfinex")
 
 # Dialects we can name but not read yet, by a part of their host.
 UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws.coinbase": "coinbase",
