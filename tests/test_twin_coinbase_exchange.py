@@ -98,7 +98,8 @@ def test_who_does_not_subscribe_is_cut_off_and_heartbeats_come():
 def test_matches_number_on_with_the_makers_side_after_the_last_one_again():
     recorded = ('{"type":"match","trade_id":280232,"maker_order_id":"2a0da34e-61f7-4c36-88e5-c9dd15927b16",'
                 '"taker_order_id":"3c82abaa-c01e-4608-be59-6a1e69742891","side":"sell","size":"985",'
-                '"price":"0.00001305","product_id":"SKL-BTC","sequence":177100030,"time":"2021-04-17T16:43:37.089723Z"}')
+                '"price":"0.00001305","product_id":"SKL-BTC","sequence":177100030,'
+                '"time":"2021-04-17T16:43:37.089723Z"}')
     with bench({EXCHANGE: [BTC]}) as it:
         makers = {}
         publish = it.twin.venues[EXCHANGE].publish

@@ -18,7 +18,7 @@ from ..errors import ConfigError
 from .dialect import (PING, PONG, TEXT, Answer, BookChannel, Budget, Channel, Dialect, RequestError, Session,
                       ShortWords, dumps, grid_spec, iso_text, parsed, request_of)
 from .faults import SHOWN_BY_ALL
-from .market import AGGREGATE, TRADE, Spec
+from .market import AGGREGATE, TRADE
 
 NUMBER, WRONG_NUMBER = "\0", "\1"            # where the client's own count goes; one that is too low
 CHANNELS = ("level2", "market_trades", "ticker", "heartbeats")
@@ -313,5 +313,4 @@ class Coinbase(Dialect):
         base, _, quote = symbol.partition("-")
         if not quote:
             raise ConfigError(f"{self.name}: symbol {symbol!r}: expected BASE-QUOTE")
-        spec = grid_spec(symbol, base, quote, 7)
-        return Spec(symbol, base, quote, spec.first_price, spec.tick, "0.00000001")
+        return grid_spec(symbol, base, quote, 7, lot="0.00000001")

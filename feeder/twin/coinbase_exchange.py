@@ -176,7 +176,7 @@ class Exchange(Dialect):
     name = "coinbase_exchange"
     session = ClientSession
     connects = (20, 2.5)                         # 8 a second, 20 at once
-    gap_cuts = True
+    gap_cuts = mute_cuts = True
     faults = frozenset(SHOWN_BY_ALL + ("gap", "snapshot"))
     settings = {"subscribe_within_s": 5.0, "heartbeat_s": 1.0, "messages_per_second": 100,
                 "batch_name": BATCH_AS_SHOWN}
@@ -224,7 +224,8 @@ class Exchange(Dialect):
 
     def listed(self, spec):
         return {"id": spec.symbol, "base_currency": spec.base, "quote_currency": spec.quote,
-                "quote_increment": spec.tick, "base_increment": spec.lot, "display_name": f"{spec.base}/{spec.quote}", "min_market_funds": "1",
+                "quote_increment": spec.tick, "base_increment": spec.lot,
+                "display_name": f"{spec.base}/{spec.quote}", "min_market_funds": "1",
                 "margin_enabled": False, "post_only": False, "limit_only": False, "cancel_only": False,
                 "status": "online", "status_message": "", "trading_disabled": False, "fx_stablecoin": False,
                 "auction_mode": False}

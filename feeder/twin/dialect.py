@@ -31,7 +31,7 @@ TEXT, BINARY, PING, PONG = 1, 2, 9, 10       # opcodes, RFC 6455 §5.2
 COINS = {"BTC": "61837.64", "ETH": "2681.62", "SOL": "156.23", "BNB": "512.40", "XRP": "0.6123", "ADA": "0.33450",
          "DOGE": "0.10123", "AVAX": "21.870", "DOT": "4.612", "LINK": "10.234", "TRX": "0.12694", "LTC": "58.91",
          "BCH": "341.20", "ETC": "18.420", "UNI": "6.104", "AAVE": "98.12", "ATOM": "4.913", "NEAR": "3.987",
-         "FIL": "3.612", "XLM": "0.09876"}
+         "FIL": "3.612", "XLM": "0.09876", "SHIB": "0.00001234"}
 RATES = {"KRW": 1_350.0, "BTC": 1 / 61_837, "ETH": 1 / 2_681, "EUR": 0.92}     # of other quotes, a dollar's worth
 
 
@@ -80,7 +80,7 @@ class Dialect:
     connect_refusal = too_many_status = 429
     max_connections = None            # at one time
     faults = frozenset(SHOWN_BY_ALL)  # which of faults.ALL_KINDS a client of this venue can see
-    gap_cuts = False                  # a lost diff cuts the connection: where nothing else would tell of it
+    gap_cuts = mute_cuts = False      # a lost diff, a mute that ends cuts the connection, where nothing else tells
     replays = False                   # whether a recording can be its source
     settings = {}                     # what is unsure at the venue, or wanted otherwise in tests: {attribute: default}
 
@@ -170,11 +170,15 @@ class Session:
         """The deadline has come; set the next one."""
 
     def finish(self, channel, text):
-        """This client's own form of a channel's text; called once for each, in order, sent or not."""
+        """This client's own form of a channel's text; None: it does not want it. Called once for each, even if lost."""
         return text
 
     def farewell(self, now_ns):
         """Announce the end of the connection where the venue does; return how many seconds ahead."""
+        return 0
+
+    def maintain(self, is_starting):
+        """Tell of the venue's maintenance, where it tells; return how many seconds it lasts."""
         return 0
 
     def garbage(self, now_ms):
@@ -199,6 +203,8 @@ class Channel:
 
     kinds = (DEPTH,)                  # the events it is made of
     is_book = False                   # whether faults of diffs apply
+    own_faults = ()                   # those of the wire that are `hurt`s here, since not every loss could be told
+    missed = ()                       # messages such a fault keeps back for now
     idle_ns = None                    # `idle` is asked for texts when nothing was sent for so long
     deadline_ns = None                # the server's: idle_ns after the last message
 
@@ -214,9 +220,9 @@ class Channel:
         """`texts`, with a fault of content."""
         raise NotImplementedError
 
-    def shows(self, kind):
-        """Whether a client can tell that the message `texts` made last was lost, or came late."""
-        return True
+    def settle(self):
+        """Give up what is kept back: the messages to send for it."""
+        return ()
 
     def first(self, now_ms):
         """What a newcomer is sent at once; it describes the state after the last message."""
@@ -356,12 +362,13 @@ def _template(decimals):
     return f"%d.%0{decimals}d" if decimals else "%d%.0s"
 
 
-def grid_spec(symbol, base, quote, digits=6):
+def grid_spec(symbol, base, quote, digits=6, lot=None):
     """A plausible listing: a price of so many digits, a lot of a few cents. The same one each time for a name."""
-    price = first_price(base) * RATES.get(quote, 1.0)
-    power = floor(log10(price))
-    tick, lot = step(power + 1 - digits), step(max(min(-2 - floor(log10(first_price(base))), 0), -8))
-    return Spec(symbol, base, quote, f"{price:.12f}", tick, lot)
+    dollars = first_price(base)
+    price = dollars * RATES.get(quote, 1.0)
+    tick = step(floor(log10(price)) + 1 - digits)
+    lot = lot or step(max(min(-2 - floor(log10(dollars)), 0), -8))
+    return Spec(symbol, base, quote, f"{price:.16f}", tick, lot, typical_lots=500 / dollars / float(lot))
 
 
 def step(power):

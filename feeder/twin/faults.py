@@ -22,6 +22,7 @@ And what only some venues can show:
 | reset | the venue starts its numbers anew, and says so its own way |
 | snapshot | a snapshot nobody asked for, amid the diffs |
 | notice | connections are told that they will end, and end (SECONDS later, unless given the venue's time) |
+| maintenance | connections are told that it starts, hear nothing for SECONDS (or the venue's time), are told it ended |
 
 A fault a venue's clients could not tell from the ordinary is refused there by name.
 """
@@ -35,7 +36,7 @@ REST_FAULTS = ("stale_snapshot", "rest_429", "rest_error")          # wait for a
 WIRE_FAULTS = ("disconnect", "mute", "slow", "garbage")             # happen at once
 KINDS = DIFF_FAULTS + REST_FAULTS + WIRE_FAULTS                     # of Binance
 CONTENT_FAULTS = ("sequence", "no_sequence", "checksum", "no_checksum", "reset", "snapshot")      # wait for a diff
-ALL_KINDS = KINDS + CONTENT_FAULTS + ("notice",)
+ALL_KINDS = KINDS + CONTENT_FAULTS + ("notice", "maintenance")
 SHOWN_BY_ALL = ("duplicate", "rest_429", "rest_error") + WIRE_FAULTS
 SLOW_BYTES_PER_SECOND = 20_000
 

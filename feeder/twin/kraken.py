@@ -5,7 +5,8 @@ In:   events of market.py, requests of clients.   Out: JSON text, shaped like th
 Books come in-band for a depth: a snapshot, then what changes within it. A level that falls out of the depth is not told
 (clients truncate), one that moves in is. Numbers are JSON numbers with all their decimals, zeros at the end included,
 because the checksum, over the ten best of each side, is made of their digits. There is no sequence: a lost update
-shows by the next checksum, if it touched those ten; so a `gap` waits for one that did.
+shows by a later checksum, if it touched those ten, and they were not told anew since. So a `gap` loses updates, and a
+`reorder` holds them back, until the next one's checksum tells.
 
 A level that came and went between two updates is told twice in one, set and removed. Each symbol of a request is
 acknowledged by itself. A connection with a subscription hears a heartbeat after a second of silence; one without ends
@@ -19,7 +20,7 @@ from ..errors import ConfigError
 from .dialect import (PING, PONG, TEXT, Answer, BestChannel, BookChannel, Budget, Channel, Dialect, RequestError,
                       Session, Window, Words, dumps, grid_spec, iso_text, parsed, request_of)
 from .faults import SHOWN_BY_ALL
-from .market import AGGREGATE, TRADE, Spec
+from .market import AGGREGATE, TRADE
 
 DEPTHS = (10, 25, 100, 500, 1_000)
 CHECKED = 10                          # levels a side, whatever the depth
@@ -137,30 +138,49 @@ class Numbers(Words):
 class Book(BookChannel):
     """`sequence` is the last checksum, the only mark there is."""
 
+    own_faults = ("gap", "reorder")
+
     def __init__(self, key, listing, words):
         super().__init__(key, listing, words)
         self.window = Window(listing, key[2], tells_leaving=False)
-        self.ten = None
-        self.sequence = self.checksum()
-        self.is_touched = False
+        self.sequence = self.checksum(*self.window.levels())
         self.time_ns = 0
+        self.missed, self.is_late = [], False        # updates that clients miss, or get late
+        self.shadow = None                           # what they hold meanwhile: {price: lots} of both sides
 
-    def checksum(self):
-        bids, asks = (side[:CHECKED] for side in self.window.levels())
-        self.is_touched = (bids, asks) != self.ten
-        self.ten = bids, asks
-        return crc32((self.words.digits(asks) + self.words.digits(bids)).encode())
+    def checksum(self, bids, asks):
+        return crc32((self.words.digits(asks[:CHECKED]) + self.words.digits(bids[:CHECKED])).encode())
 
-    def texts(self, event, now_ms, wrong=0, is_checked=True):
+    def texts(self, event, now_ms):
+        made = self.made(event, now_ms)
+        if not (self.missed and made):
+            return made
+        if self.shadow_checksum() == self.sequence:
+            self.missed += made
+            return []
+        missed, self.missed, self.shadow = self.missed, [], None
+        return made + missed if self.is_late else made
+
+    def shadow_checksum(self):
+        """Of a client's book that took the last update, but none of the missed ones."""
+        sides = [{**held, **dict(rows)} for held, rows in zip(self.shadow, self.rows)]
+        bids, asks = ([level for level in side.items() if level[1]] for side in sides)
+        return self.checksum(sorted(bids, reverse=True), sorted(asks))
+
+    def settle(self):
+        missed, self.missed = self.missed, []
+        return missed
+
+    def made(self, event, now_ms, wrong=0, is_checked=True):
         old = self.window.bids, self.window.asks
         bids, asks = self.window.move(event)
         if not (bids or asks):
             return []
-        self.sequence = self.checksum()
+        self.sequence = self.checksum(*self.window.levels())
         brief = [self.came_and_went(changes, before, told) for changes, before, told in
                  zip(event[5:], old, (self.window.bids, self.window.asks))]
-        rows = [brief[0] + sorted(bids, key=has_lots), brief[1] + sorted(asks, key=has_lots)]
-        return [self.text("update", *rows, now_ms, (self.sequence + wrong) % 2 ** 32 if is_checked else None)]
+        self.rows = brief[0] + sorted(bids, key=has_lots), brief[1] + sorted(asks, key=has_lots)
+        return [self.text("update", *self.rows, now_ms, (self.sequence + wrong) % 2 ** 32 if is_checked else None)]
 
     def came_and_went(self, changes, before, told):
         """One such level, set and then removed, if there is one within the depth."""
@@ -181,12 +201,13 @@ class Book(BookChannel):
 
     def hurt(self, kind, event, now_ms):
         if kind == "snapshot":
-            self.texts(event, now_ms)
+            self.made(event, now_ms)
             return self.first(now_ms)
-        return self.texts(event, now_ms, 12_345 if kind == "checksum" else 0, kind != "no_checksum")
-
-    def shows(self, kind):
-        return self.is_touched
+        if kind in self.own_faults:
+            shadow = [dict(self.window.bids), dict(self.window.asks)]
+            self.missed, self.is_late, self.shadow = self.made(event, now_ms), kind == "reorder", shadow
+            return []
+        return self.made(event, now_ms, 12_345 if kind == "checksum" else 0, kind != "no_checksum")
 
 
 def has_lots(level):
@@ -263,6 +284,7 @@ class Kraken(Dialect):
     name = "kraken"
     session = ClientSession
     connects = (150, 600)
+    mute_cuts = True                     # what a short one loses may lie below the ten that are checked
     faults = frozenset(SHOWN_BY_ALL + ("gap", "reorder", "checksum", "no_checksum", "snapshot"))
     settings = {"heartbeat_s": 1.0, "idle_s": 60.0}
 
@@ -341,8 +363,7 @@ class Kraken(Dialect):
         base, _, quote = symbol.partition("/")
         if not quote:
             raise ConfigError(f"kraken: symbol {symbol!r}: expected BASE/QUOTE")
-        spec = grid_spec(symbol, base, quote)
-        return Spec(symbol, base, quote, spec.first_price, spec.tick, "0.00000001")
+        return grid_spec(symbol, base, quote, lot="0.00000001")
 
 
 def old_name(spec):

@@ -174,7 +174,10 @@ class Peer:
         """Queue one of a channel's messages the slow way; `payload` is what its other subscribers get."""
         session, connection, opcode = self.session, self.connection, self.venue.dialect.opcode
         if session.finishes:
-            payload = session.finish(channel, text).encode()         # counted, even when it is lost
+            text = session.finish(channel, text)                     # counted, even when it is lost
+            if text is None:
+                return
+            payload = text.encode()
         if self.muted_until_ns and self.is_muted() or not connection.is_open:
             return
         payloads = [payload, *self.held.pop(channel, ())]
@@ -240,7 +243,7 @@ class Peer:
     def is_muted(self):
         if self.muted_until_ns and steady_ns() >= self.muted_until_ns:
             self.muted_until_ns = 0
-            if self.venue.dialect.gap_cuts:
+            if self.venue.dialect.mute_cuts:
                 self.stream.abort()
         return bool(self.muted_until_ns)
 
@@ -271,6 +274,13 @@ class Peer:
         lead_ns = self.venue.dialect.ns(told_s) if lead_s is None else int(lead_s * SECOND)
         self.count("ended")
         self.end_timer = twin.loop.call_after(lead_ns, lambda: self.stream.is_open and self.close(1001, "going away"))
+
+    def maintain(self, seconds=None):
+        """The venue's maintenance begins, and ends by itself."""
+        told_s = self.session.maintain(True)
+        lasts_ns = int(seconds * SECOND) if seconds else self.venue.dialect.ns(told_s)
+        self.end_timer = self.venue.twin.loop.call_after(lasts_ns, lambda: (
+            self.stream.is_open and self.session.maintain(False)))
 
     def mute(self, now_ns, seconds):
         self.muted_until_ns = now_ns + int(seconds * SECOND) if seconds else MUTED_FOR_EVER

@@ -164,11 +164,11 @@ class Venue:
         shown = None
         for channel in channels:
             hurts, action = fault is not None and channel.is_book, None
-            if hurts and fault.kind in CONTENT_FAULTS:
+            if hurts and fault.kind in CONTENT_FAULTS + channel.own_faults:
                 texts = channel.hurt(fault.kind, item, self._now_ms)
+                shown = shown or (channel.missed or None) and channel.missed[0]
             else:
                 texts = channel.texts(item, self._now_ms)
-                hurts = hurts and channel.shows(fault.kind)
                 action = fault.kind if hurts else None
             for text in texts:
                 shown = shown or hurts and text
@@ -227,6 +227,9 @@ class Venue:
         self._now_ms = wall_ns() // MILLISECOND
         self.diff_faults.clear()
         self.source.flush(self._now_ms, self.publish)
+        for channel in self.channels.values():
+            for text in channel.settle():
+                self.distribute(channel, text)
         for peer in self.peers:
             peer.release()
             peer.slow_until_ns = min(peer.slow_until_ns, now_ns)
@@ -245,6 +248,8 @@ class Venue:
                 peer.slow_down(now_ns, fault.seconds or SLOW_SECONDS)
             elif fault.kind == "notice":
                 peer.end(fault.seconds or None)
+            elif fault.kind == "maintenance":
+                peer.maintain(fault.seconds)
             else:
                 for opcode, payload in peer.session.garbage(self._now_ms):
                     peer.queue(opcode, payload)
