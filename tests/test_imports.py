@@ -33,9 +33,10 @@ LAYERS = {
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
     "feeder.twin.dialect": MACHINES, "feeder.twin.binance": MACHINES, "feeder.twin.bybit": MACHINES,
+    "feeder.twin.bitfinex": MACHINES,
     "feeder.twin.okx": MACHINES, "feeder.twin.deribit": MACHINES,
     "feeder.twin.coinbase": MACHINES, "feeder.twin.coinbase_exchange": MACHINES, "feeder.twin.kraken": MACHINES,
-    "feeder.twin.upbit": MACHINES,
+    "feeder.twin.upbit": MACHINES, "feeder.twin.bithumb": MACHINES,
     "feeder.bench": COMMANDS, "feeder.checks": COMMANDS, "feeder.doctor": COMMANDS, "feeder.cli": COMMANDS, "feeder.venues": COMMANDS,
     "feeder.__main__": COMMANDS,
 }
