@@ -62,7 +62,7 @@ HOMES = {
     "json": {"feeder.venue", "feeder.twin", "feeder.config", "feeder.capture", "feeder.report", "feeder.listen",
              "feeder.pipe", "feeder.bench"},
     "subprocess": {"feeder.twin", "feeder.supervise", "feeder.bench", "feeder.doctor"},
-    "mmap": {"feeder.shm"}, "multiprocessing": {"feeder.shm"}, "importlib": {"feeder.cli"},
+    "mmap": {"feeder.shm"}, "multiprocessing": {"feeder.shm"}, "importlib": {"feeder.cli", "feeder.bench"},
     **dict.fromkeys(("asyncio", "pickle", "marshal", "shelve", "dbm", "code", "runpy", "imp", "pip"), set()),
 }
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
