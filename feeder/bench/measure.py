@@ -1,7 +1,7 @@
 """How benches time: ours and the reference in turn, CPU time, the answers checked. And what a row is.
 
 Every row has: bench, scenario, count, unit, ns (CPU time a unit), reference (text), reference_ns, ratio, best_ratio,
-spread, noisy, per_second. Where it applies: latency_ns and reference_latency_ns {count, p50, p90, p99, p999, max},
+rounds, spread, noisy, per_second. Where it applies: latency_ns and reference_latency_ns {count, p50, p90, p99, p999, max},
 rate, memory_bytes, minor_faults, major_faults, cpu_share, goal {reach, beyond, of: the key that they speak of, the
 ratio if not said}, and what its bench has to say besides. tools/compare_benchmarks.py reads these names.
 """
@@ -49,8 +49,8 @@ def row_of(name, scenario, count, pairs, reference_name, unit="message", goal=No
     spread = (max(ratios) - min(ratios)) / ratio if ratio else 0.0
     row = {"bench": name, "scenario": scenario, "count": count, "unit": unit, "ns": round(own_ns / count, 1),
            "reference": reference_name, "reference_ns": round(reference_ns / count, 1), "ratio": round(ratio, 3),
-           "best_ratio": round(min(ratios), 3), "spread": round(spread, 3), "noisy": spread > NOISY_SPREAD,
-           "per_second": round(count * clock.SECOND / max(1, own_ns)), **more}
+           "best_ratio": round(min(ratios), 3), "rounds": len(pairs), "spread": round(spread, 3),
+           "noisy": spread > NOISY_SPREAD, "per_second": round(count * clock.SECOND / max(1, own_ns)), **more}
     if goal is not None:
         row["goal"] = dict(zip(("reach", "beyond", "of"), goal))
     return row
