@@ -1,8 +1,8 @@
 """How benches time: ours and the reference in turn, CPU time, the answers checked. And what a row is.
 
 Every row has: bench, scenario, count, unit, ns (CPU time a unit), reference (text), reference_ns, ratio, best_ratio,
-rounds, spread, noisy, per_second. Where it applies: latency_ns and reference_latency_ns {count, p50, p90, p99, p999, max},
-rate, memory_bytes, minor_faults, major_faults, cpu_share, goal {reach, beyond, of: the key that they speak of, the
+rounds, spread, noisy, per_second. Where it applies: latency_ns and reference_latency_ns {count, p50, p90, p99, p999,
+max}, rate, memory_bytes, minor_faults, major_faults, cpu_share, goal {reach, beyond, of: the key that they speak of, the
 ratio if not said}, and what its bench has to say besides. tools/compare_benchmarks.py reads these names.
 """
 
