@@ -119,8 +119,8 @@ class Plots:
              "up." + self.bands(), self.rates()),
             ("Latency", "Single messages, percentile by percentile, log scale. Lower is better." + self.bands(),
              self.percentiles()),
-            ("Time of a unit", "CPU time, where the bench times the CPU; as a share of base. Shorter is better.",
-             self.bars("ns", relative=True)),
+            ("CPU time", "Of one unit, as a share of base; of start, wall time. Shorter is better.",
+             self.bars("cpu_ns", relative=True, get=lambda point: point.cpu_ns)),
             ("CPU share", "Of one core, at the rate offered. Shorter is better.", self.bars("cpu_share")),
             ("Memory", "Shorter is better.", self.bars("memory_bytes")),
             ("Page faults, minor", "Shorter is better; none is the aim once it runs.", self.bars("minor_faults")),
@@ -142,17 +142,17 @@ class Plots:
         return '<p class="legend">' + "".join(
             f'<span><svg viewBox="0 0 26 10">{drawing}</svg>{escape(text)}</span>' for drawing, text in keys) + "</p>"
 
-    def told(self, key, kind, y):
-        """The values and the change, to the right of a row."""
-        line, pair = self.verdicts.get((key, kind.key)), (self.base.points.get(key), self.new.points.get(key))
-        base, new = (point.values.get(kind.key) if point else None for point in pair)
-        texts = ["–" if value is None else kind.text(value) for value in (base, new)]
-        if None not in (base, new) and unlike(kind, *pair, self.base.head, self.new.head):
+    def told(self, key, kind, pair, y):
+        """A row's name to the left, its values (or None) and their change to the right."""
+        line, points = self.verdicts.get((key, kind.key)), (self.base.points.get(key), self.new.points.get(key))
+        texts = ["–" if value is None else kind.text(value) for value in pair]
+        change = change_text(line) if line else ""
+        if not line and pair[0] and pair[1] is not None:
+            change = f"{pair[1] / pair[0] - 1:+.1%}"
+        if None not in pair and unlike(kind, *points, self.base.head, self.new.head):
             change = NOT_COMPARABLE
-        else:
-            change = change_text(line) if line else f"{new / base - 1:+.1%}" if base and new is not None else ""
-        at = WIDTH - VALUES + 14
-        return text(at, y, f"{texts[0]} → {texts[1]}") + text(WIDTH, y, change, tone(line), "end")
+        return [name_of(points[0] or points[1], y), text(WIDTH - VALUES + 14, y, " → ".join(texts)),
+                text(WIDTH, y, change, tone(line), "end")]
 
     # -- wide plots: a row a scenario
 
@@ -171,7 +171,7 @@ class Plots:
             drawn += grid_line(scale(value), bottom, f"{value:g}")
         for at, (key, *points) in enumerate(rows):
             y = 34 * at + 24
-            drawn += [name_of(points[0] or points[1], y + 4), self.told(key, kind, y + 4)]
+            drawn += self.told(key, kind, [point and point.values.get("ratio") for point in points], y + 4)
             for point, side, step in zip(points, ("base", "new"), (-5, 5)):
                 if not point or not point.values.get("ratio"):
                     continue
@@ -186,11 +186,12 @@ class Plots:
         more = [('<path class="goal" d="M13 0V10"/>', "goal to reach")] if any("goal" in each for each in drawn) else []
         return self.legend(*more), wide(bottom + 46, drawn, "Time by that of the reference")
 
-    def bars(self, name, relative=False):
-        kind = KIND[name]
-        rows = [(key, base, new) for key, base, new in self.pairs
-                if any(point and name in point.values for point in (base, new))]
-        values = [[point.values.get(name) if point else None for point in points] for _, *points in rows]
+    def bars(self, name, relative=False, get=None):
+        """`get` returns the value of a Point, by default its figure of that name."""
+        kind, get = KIND[name], get or (lambda point: point.values.get(name))
+        rows = [(key, [get(point) if point else None for point in points]) for key, *points in self.pairs]
+        rows = [(key, pair) for key, pair in rows if pair != [None, None]]
+        values = [pair for _, pair in rows]
         if not any(map(any, values)):
             return "", ""                                    # none anywhere is told by the table
         units = [next(value for value in pair if value) if relative and any(pair) else 1 for pair in values]
@@ -199,9 +200,9 @@ class Plots:
         bottom, drawn = 34 * len(rows) + 8, []
         for value in scale.ticks:
             drawn += grid_line(scale(value), bottom, f"{value:.0%}" if relative else round_text(kind, value))
-        for at, ((key, *points), pair, unit) in enumerate(zip(rows, values, units)):
+        for at, ((key, pair), unit) in enumerate(zip(rows, units)):
             y = 34 * at + 14
-            drawn += [name_of(points[0] or points[1], y + 14), self.told(key, kind, y + 14)]
+            drawn += self.told(key, kind, pair, y + 14)
             for value, side, step in zip(pair, ("base", "new"), (0, 11)):
                 if value:
                     drawn.append(f'<rect class="fill-{side}" x="{NAMES}" y="{y + step}" height="9" rx="2" '
@@ -238,9 +239,10 @@ class Plots:
 
     def rates(self):
         groups = {}
-        for key, *points in self.pairs:
-            if key[2] is not None:
-                groups.setdefault((key[0], without_rate(key[1], key[2])), []).append((key[2], points))
+        for (bench, scenario), *points in self.pairs:
+            rate = (points[0] or points[1]).rate
+            if rate is not None:
+                groups.setdefault((bench, without_rate(scenario, rate)), []).append((rate, points))
         plots, with_reference = [], False
         for (bench, scenario), rows in groups.items():
             rows.sort(key=lambda row: row[0])
@@ -263,7 +265,7 @@ class Plots:
             drawn.append(text((70 + SMALL_WIDTH) / 2, SMALL_HEIGHT - 8, "messages a second offered", "soft", "middle"))
             for side, style, dots in curves:
                 drawn += curve(side, style, [(across(rate), triple) for rate, triple in dots], scale)
-            plots.append(small(f"{bench}: {scenario}", drawn))
+            plots.append(small(": ".join(filter(None, (bench, scenario))), drawn))
         styles = [("", "p50"), (" dashed", "p99")] + [(" thin dotted", "p50 of the reference")] * with_reference
         keys = [(f'<path class="stroke-new{style}" d="M0 5H26"/>', name) for style, name in styles]
         return self.legend(*keys), few(plots)
@@ -271,8 +273,8 @@ class Plots:
 
 def without_rate(scenario, rate):
     """The scenario without its own rate, so that those of all rates are one plot."""
-    text = re.sub(rf"(?<![\d,.])({rate:,.0f}|{rate:.0f})(?![\d,])", "", scenario)
-    return " ".join(text.split()).strip(" ,") or scenario
+    rest = re.sub(rf"(?<![\d,.])({rate:,.0f}|{rate:.0f})(?![\d,])( messages/s| a second)?", "", scenario)
+    return rest.strip(" ,")
 
 
 def round_text(kind, value):

@@ -51,11 +51,12 @@ ROUNDS, RUNS_ONLY, FLOOR_ONLY = range(3)
 KINDS = (
     Kind("ratio", "ratio", -1, False, ROUNDS, 0.03, 0, ratio_text),
     Kind("ns", "time", -1, True, ROUNDS, 0.03, 0, time_text),
+    Kind("cpu_ns", "CPU time", -1, True, RUNS_ONLY, 0.05, 0, time_text),
     Kind("per_second", "a second", 1, True, ROUNDS, 0.03, 0, count_text),
     Kind("p50", "p50", -1, True, ROUNDS, 0.05, 0, time_text),
     Kind("p99", "p99", -1, True, RUNS_ONLY, 0.10, 0, time_text, 1_000),
     Kind("p999", "p99.9", -1, True, RUNS_ONLY, 0.10, 0, time_text, 10_000),
-    Kind("cpu_share", "CPU", -1, True, RUNS_ONLY, 0.05, 0, share_text),
+    Kind("cpu_share", "CPU share", -1, True, RUNS_ONLY, 0.05, 0, share_text),
     Kind("memory_bytes", "memory", -1, False, FLOOR_ONLY, 0.05, 0, size_text),
     Kind("minor_faults", "minor faults", -1, False, RUNS_ONLY, 0.10, 16, count_text),
     Kind("major_faults", "major faults", -1, False, RUNS_ONLY, 0.10, 0, count_text),
@@ -163,6 +164,12 @@ class Reader:
             if (self.text(goal, "of", key + "goal.") or "ratio") == "ratio":
                 row.goal = {name: self.number(goal, name, key + "goal.") for name in ("reach", "beyond")}
             rows.append(row)
+        rates = {}
+        for row in rows:
+            rates.setdefault((row.bench, row.scenario), set()).add(row.rate)
+        for row in rows:
+            if len(rates[row.bench, row.scenario]) > 1 and row.rate is not None:
+                row.scenario += f", {row.rate:,.0f} a second"
         return head, rows
 
     def percentiles(self, place, name, key=""):
@@ -191,9 +198,10 @@ class Reader:
             if not isinstance(result, dict):
                 raise self.error(key[:-1], result, "an object")
             setting, rate = self.text(result, "setting", key), self.number(result, "rate", key)
+            at_rate = "" if rate is None else f", {rate:,.0f} messages/s"
             for scenario, names in (("receive to send", ("p50 us", "p99 us", "p99.9 us", "max us")),
                                     ("venue to listener", ("end to end p50 us", "end to end p99 us"))):
-                row = Row("live", scenario, rate)
+                row = Row("live", scenario + at_rate, rate)
                 for name in names:
                     value = self.number(result, name, key)
                     if value is not None:
@@ -203,7 +211,7 @@ class Reader:
                 rows.append(row)
             cpu_us, memory = self.number(result, "CPU us a message", key), self.number(result, "memory MB", key)
             rows[-2].values.update({
-                "per_second": self.number(result, "messages/s", key), "ns": cpu_us and cpu_us * 1000,
+                "per_second": self.number(result, "messages/s", key), "cpu_ns": cpu_us and cpu_us * 1000,
                 "memory_bytes": memory and memory * 1e6, "minor_faults": self.number(result, "minor faults/min", key),
                 "major_faults": self.number(result, "major", key), "lost": self.number(result, "lost", key)})
         return {"host": setting}, rows
@@ -224,10 +232,11 @@ class Point:
 
     def __init__(self, rows):
         first = rows[0]
-        self.bench, self.scenario, self.rate, self.unit = first.bench, first.scenario, first.rate, first.unit
-        self.reference, self.source, self.goal, self.runs = first.reference, first.source, first.goal, len(rows)
-        self.count, self.spread, self.reference_ns, self.latency_count = (
-            middle(getattr(row, name) for row in rows) for name in ("count", "spread", "reference_ns", "latency_count"))
+        self.bench, self.scenario, self.unit, self.reference = first.bench, first.scenario, first.unit, first.reference
+        self.source, self.goal, self.runs = first.source, first.goal, len(rows)
+        self.rate, self.count, self.spread, self.reference_ns, self.latency_count = (
+            middle(getattr(row, name) for row in rows)
+            for name in ("rate", "count", "spread", "reference_ns", "latency_count"))
         self.samples = {kind.key: [row.values[kind.key] for row in rows if row.values.get(kind.key) is not None]
                         for kind in KINDS}
         self.values = {key: statistics.median(samples) for key, samples in self.samples.items() if samples}
@@ -235,9 +244,18 @@ class Point:
         self.reference_latency = together([row.reference_latency for row in rows])
 
     @property
+    def cpu_ns(self):
+        """CPU time of a unit. What a bench tells as ns is that, if it made its rate of it; else it is a latency."""
+        return self.values.get("cpu_ns", self.values.get("ns") if self.rate_is_of_time else None)
+
+    @property
+    def rate_is_of_time(self):
+        """Whether the units a second say nothing but the time of a unit."""
+        return abs(self.values.get("ns", 0) * self.values.get("per_second", 0) / 1e9 - 1) < 0.02
+
+    @property
     def name(self):
-        rate = "" if self.rate is None else f" at {self.rate:,.0f}/s"
-        return f"{self.bench}{rate}: {self.scenario}"
+        return f"{self.bench}: {self.scenario}"
 
 
 def middle(values):
@@ -256,7 +274,7 @@ def together(latencies):
 
 
 class Side:
-    """`head` {what all its runs have in common: text}, `points` {(bench, scenario, rate): Point}; role: base or new."""
+    """`head` {what all its runs have in common: text}, `points` {(bench, scenario): Point}; role: base or new."""
 
     def __init__(self, path, role):
         self.path, self.name = str(path), printable(Path(path).resolve().name)
@@ -273,7 +291,7 @@ class Side:
                 if known:
                     self.head[key] = value
             for row in found:
-                rows.setdefault((row.bench, row.scenario, row.rate), []).append(row)
+                rows.setdefault((row.bench, row.scenario), []).append(row)
         self.points = {key: Point(found) for key, found in rows.items()}
         self.runs = max((point.runs for point in self.points.values()), default=0)
 

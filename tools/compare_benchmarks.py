@@ -65,7 +65,7 @@ class Line:
     def __init__(self, kind, base, new, verdict, why="", allowed=None):
         point = base or new
         self.kind, self.base_point, self.new_point = kind, base, new
-        self.name, self.key = point.name, (point.bench, point.scenario, point.rate)
+        self.name, self.key = point.name, (point.bench, point.scenario)
         self.base = base.values.get(kind.key) if base else None
         self.new = new.values.get(kind.key) if new else None
         self.verdict, self.why, self.allowed = verdict, why, allowed
@@ -96,8 +96,8 @@ def compare(base, new):
 def keys_of(base, new):
     """Return the scenarios of both sides: the benches in the order of the files, in each the rates from low to high."""
     keys = list(dict.fromkeys((*base.points, *new.points)))
-    benches = list(dict.fromkeys(bench for bench, _, _ in keys))
-    return sorted(keys, key=lambda key: (benches.index(key[0]), key[2] or 0))
+    benches = list(dict.fromkeys(bench for bench, _ in keys))
+    return sorted(keys, key=lambda key: (benches.index(key[0]), (base.points.get(key) or new.points[key]).rate or 0))
 
 
 def worth_a_line(kind, pair):
@@ -106,7 +106,7 @@ def worth_a_line(kind, pair):
     if kind.key == "ns":
         return any("ratio" not in point.values for point in points)
     if kind.key == "per_second":
-        return any(abs(point.values.get("ns", 0) * point.values["per_second"] / 1e9 - 1) > 0.02 for point in points)
+        return not all(point.rate_is_of_time for point in points)
     return bool(points)
 
 
@@ -141,6 +141,8 @@ def unlike(kind, base, new, base_head, new_head):
                 "are warm for less or more of them")
     if kind.key == "ratio" and base.reference != new.reference:
         return f"other reference ({base.reference} / {new.reference})"
+    if kind.key != "ratio" and base.rate != new.rate:
+        return f"other rate ({base.rate or 0:,.0f} / {new.rate or 0:,.0f} a second), as the knee lies elsewhere"
     if kind.bare and base_head.get("machine") != new_head.get("machine"):
         return (f"other machine ({base_head.get('machine') or 'not told'} / {new_head.get('machine') or 'not told'}): "
                 "bare times and rates tell of it, not of the code")
