@@ -2,10 +2,11 @@
 
 Every row has: bench, scenario, count, unit, ns (CPU time a unit), reference (text), reference_ns, ratio, best_ratio,
 rounds, spread, noisy, per_second. Where it applies: latency_ns and reference_latency_ns {count, p50, p90, p99, p999,
-max}, rate, memory_bytes, minor_faults, major_faults, cpu_share, goal {reach, beyond, of: the key that they speak of, the
-ratio if not said}, and what its bench has to say besides. tools/compare_benchmarks.py reads these names.
+max}, rate, memory_bytes, minor_faults, major_faults, cpu_share, goal {reach, beyond, of: the key that they speak of,
+the ratio if not said}, and what its bench has to say besides. tools/compare_benchmarks.py reads these names.
 """
 
+import contextlib
 import gc
 import hashlib
 import json
@@ -15,6 +16,8 @@ from feeder import clock
 from feeder.bench import BenchError
 
 NOISY_SPREAD = 0.15              # rounds further apart than this make a result doubtful
+
+watch = contextlib.nullcontext()     # entered round our side of each round; --profile puts a profiler here
 
 
 def timed(work):
@@ -29,6 +32,14 @@ def timed(work):
         gc.enable()
 
 
+def timed_ours(work):
+    """As timed, for our side."""
+    def watched():
+        with watch:
+            work()
+    return timed(watched)
+
+
 def compare(name, scenario, count, run, reference, reference_name, repeats, prepare=lambda: None, unit="message",
             goal=None):
     """Time `run(prepare())` and `reference()` in turn, after one unmeasured round; both do `count` units of work."""
@@ -37,7 +48,7 @@ def compare(name, scenario, count, run, reference, reference_name, repeats, prep
     pairs = []
     for _ in range(repeats):
         state = prepare()
-        pairs.append((timed(lambda: run(state)), timed(reference)))
+        pairs.append((timed_ours(lambda: run(state)), timed(reference)))
     return row_of(name, scenario, count, pairs, reference_name, unit, goal)
 
 
