@@ -149,7 +149,7 @@ class Publisher:
         if self.on_fault is not None:
             book = entry.book
             self.on_fault(entry.instrument, "crossed",
-                          f"bid {book.bids.best()} above ask {book.asks.best()} at venue sequence {sequence}")
+                          f"bid {book.bids.best} above ask {book.asks.best} at venue sequence {sequence}")
         self.give_up(entry, "crossed", recv_ns)
 
     def give_up(self, entry, reason, recv_ns):
@@ -159,7 +159,7 @@ class Publisher:
     # -- what is sent besides the events ---------------------------------------------------------------------
 
     def send_book(self, entry, event_ns, flags):
-        bids, asks = entry.book.top(entry.instrument.depth or None)
+        bids, asks = entry.book.published()
         outside(entry.instrument, bids)
         outside(entry.instrument, asks)
         self.encoder.levels(SNAPSHOT, entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence,

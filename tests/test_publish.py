@@ -135,7 +135,7 @@ def test_the_epoch_wraps_to_one():
     assert desk.take()[-1].epoch == 1
 
 
-def test_only_the_published_depth_leaves_and_the_receiver_follows():
+def test_only_the_window_leaves_and_the_receiver_follows():
     rng = dice(11)
     desk = Desk(depth=5)
     coin, = desk.instruments
@@ -145,7 +145,8 @@ def test_only_the_published_depth_leaves_and_the_receiver_follows():
         bids = [n for _ in range(rng.randrange(4)) for n in (9_990 - rng.randrange(40), rng.choice((0, 0, 7)))]
         asks = [n for _ in range(rng.randrange(4)) for n in (10_010 + rng.randrange(40), rng.choice((0, 0, 7)))]
         desk.publisher.increment(coin, sequence, 0, sequence, bids, asks)
-    view, (bids, asks) = desk.view(), desk.publisher.entries[0].book.top(5)
+    view, (bids, asks) = desk.view(), desk.publisher.entries[0].book.published()
+    assert 5 <= len(bids) // 2 <= 15 and 5 <= len(asks) // 2 <= 15
     assert [-key for key in view.bids.keys] == [price * 10**6 for price in bids[::2]]
     assert view.asks.keys == [price * 10**6 for price in asks[::2]]
     assert view.asks.quantities == [quantity * 10**5 for quantity in asks[1::2]]
