@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import compare_benchmarks
@@ -81,8 +82,10 @@ def measure(sides, folder, names, rounds, words):
             for side in sides:
                 if name in left_out:
                     break
-                say(f"round {number} of {rounds}: {name}, {side.name}")
+                say(f"round {number} of {rounds}: {name}, {side.name}", end="")
+                start_s = time.monotonic()
                 why = side.bench(name, folder / side.name / f"{name}-round-{number}.json", words)
+                say(f" ({time.monotonic() - start_s:.0f} s)")
                 if why:
                     left_out[name] = f"{side.name}: {why}"
                     say(f"{name} is left out; {left_out[name]}")
@@ -168,8 +171,8 @@ def worktree(revision):
             signal.signal(signal.SIGINT, before)
 
 
-def say(text):
-    print(text, file=sys.stderr, flush=True)
+def say(text, end="\n"):
+    print(text, end=end, file=sys.stderr, flush=True)
 
 
 def main(words=None):

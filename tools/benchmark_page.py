@@ -33,7 +33,7 @@ body { margin: 0 auto; max-width: 1060px; padding: 40px 24px 80px; background: v
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 26px; line-height: 1.25; font-weight: 650; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 18px; font-weight: 650; margin: 52px 0 2px; }
-p { margin: 2px 0 10px; max-width: 78ch; } .soft { color: var(--soft); }
+p { margin: 2px 0 10px; max-width: 92ch; } .soft { color: var(--soft); }
 .result { font-size: 17px; margin-bottom: 20px; } .note { border-left: 3px solid var(--worse); padding-left: 12px; }
 .worse { color: var(--worse); fill: var(--worse); font-weight: 600; }
 .better { color: var(--better); fill: var(--better); }
@@ -53,7 +53,7 @@ svg text.soft { fill: var(--soft); } svg text.worse { fill: var(--worse); } svg 
 .fill-base { fill: var(--base); } .fill-new { fill: var(--new); }
 .stroke-base { fill: none; stroke: var(--base); stroke-width: 4.5; }
 .stroke-new { fill: none; stroke: var(--new); stroke-width: 2; }
-.whisker { stroke-width: 2; } .stroke-base.dashed { stroke-width: 3; } svg .thin { stroke-width: 1.25; }
+.whisker { stroke-width: 2; } .stroke-base.dashed { stroke-width: 3; } path.thin.thin { stroke-width: 1.25; }
 .dashed { stroke-dasharray: 5 4; } .dotted { stroke-dasharray: 1.5 3.5; }
 .band { opacity: 0.16; stroke: none; }
 .legend { font-size: 13px; color: var(--soft); display: flex; flex-wrap: wrap; gap: 2px 22px; max-width: none;

@@ -42,7 +42,7 @@ from feeder.screen import columns_of, pad
 
 WIDEN = {3: 1.6, 4: 1.3, 5: 1.2}  # the range of 7 normal samples by that of 3, 4, 5 (tables of d2); more are left alone
 WORK_FACTOR = 2                   # counts further apart than this are another amount of work
-WIDTH, NAME_WIDTH = 100, 40
+WIDTH, NAME_WIDTH = 100, 36
 
 BETTER, WORSE, SAME, ONLY_BASE, ONLY_NEW, NOT_COMPARABLE, NOT_JUDGED = VERDICTS = (
     "better", "worse", "within spread", "only in base", "only in new", "not comparable", "not judged")
@@ -136,13 +136,14 @@ def unlike(kind, base, new, base_head, new_head):
         return f"other traffic ({base.source} / {new.source}): other messages take other times"
     if base.unit != new.unit and base.unit and new.unit:
         return f"other unit ({base.unit} / {new.unit})"
+    if kind.key == "ratio" and base.reference != new.reference:
+        return f"other reference ({base.reference} / {new.reference})"
+    if base.rate != new.rate:
+        rates = f"{base.rate or 0:,.0f} / {new.rate or 0:,.0f}"
+        return "" if kind.key == "ratio" else f"other rate ({rates} a second), as the knee lies elsewhere"
     if base.count and new.count and max(base.count, new.count) > WORK_FACTOR * min(base.count, new.count):
         return (f"other amount of work ({base.count:,.0f} / {new.count:,.0f} {base.unit}s): other messages, and caches "
                 "are warm for less or more of them")
-    if kind.key == "ratio" and base.reference != new.reference:
-        return f"other reference ({base.reference} / {new.reference})"
-    if kind.key != "ratio" and base.rate != new.rate:
-        return f"other rate ({base.rate or 0:,.0f} / {new.rate or 0:,.0f} a second), as the knee lies elsewhere"
     if kind.bare and base_head.get("machine") != new_head.get("machine"):
         return (f"other machine ({base_head.get('machine') or 'not told'} / {new_head.get('machine') or 'not told'}): "
                 "bare times and rates tell of it, not of the code")
@@ -184,10 +185,11 @@ def change_text(line):
 
 
 def allowed_text(line):
-    """The spread that a change must exceed, as a share of base where there is one."""
+    """The spread that a change must exceed, as a share of base where that can be read."""
     if line.allowed is None:
         return ""
-    return f"{line.allowed / line.base:.0%}" if line.base else line.kind.text(line.allowed)
+    share = line.allowed / line.base if line.base else math.inf
+    return f"{share:.0%}" if share < 10 else line.kind.text(line.allowed)
 
 
 def value_text(line, value):
