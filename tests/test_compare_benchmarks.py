@@ -361,8 +361,8 @@ def test_page_has_a_plot_for_all_that_is_told(compare, tmp_path):
         for rate in (1_000, 10_000, 100_000):
             latency = {key: value * factor * (1 + rate / 50_000) for key, value in LATENCY.items()}
             rows.append(row(bench="wire", scenario=f"{rate:,} messages/s", rate=rate, latency_ns=latency,
-                            cpu_ns=9_000.0, cpu_share=0.3, reference_latency_ns=LATENCY, memory_bytes=40e6 * factor, minor_faults=12,
-                            major_faults=1, ratio=1.2))
+                            reference_latency_ns=LATENCY, cpu_ns=9_000.0, cpu_share=0.3, memory_bytes=40e6 * factor,
+                            minor_faults=12, major_faults=1, ratio=1.2))
         return result(*rows)
     _, told, text = compare([side(1)] * 2, [side(1.3)] * 3)
     page = read_page(tmp_path / "page.html")
