@@ -362,7 +362,7 @@ def run_beside_a_child(seconds, rate):
             counts, decoders = status[name]["counts"], report["decoders"][name]
             assert decoders["likely"] + decoders["unlikely"] - decoders["kinds"]["ack"] == sum(
                 counts[kind] for kind in ("depth", "bookTicker", "trade" if name == SPOT else "aggTrade"))
-            assert decoders["likely"] > 0.98 * (decoders["likely"] + decoders["unlikely"])
+            assert decoders["unlikely"] < 40 * 10, "a layout is learned once, and ten instruments have few each"
         assert len(made.entries) == 20 and report["gaps"] == report["resyncs"] == 0
         print(f"{report['messages']:,} messages in {report['seconds']:.1f} s ({report['messages_per_second']:,}/s), "
               f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, "
