@@ -144,8 +144,7 @@ class Encoder:
         self.buffer = bytearray(burst * self.packet_bytes)
         self.view = memoryview(self.buffer)
         self.used = PACKET.size
-        self.room = self.packet_bytes - (MESSAGE.size if burst > 1 else 0)      # what is left can hold a PADDING
-        self.limit = self.room
+        self.limit = self.packet_bytes
 
     def flush(self, flags=0):
         """Send what is buffered; nothing to do when there is no message and no flag."""
@@ -163,7 +162,7 @@ class Encoder:
             return
         if start:
             self.start = 0
-            self.limit = self.room
+            self.limit = self.packet_bytes
         self.used = PACKET.size
         self.emit(self.view[:used])
 
@@ -195,7 +194,7 @@ class Encoder:
         self.packets += 1
         self.start = stop
         self.used = stop + PACKET.size
-        self.limit = stop + self.room
+        self.limit = stop + self.packet_bytes - MESSAGE.size       # so that what is left can hold a PADDING
 
     def beyond(self, size):
         """Return the offset of a message that reaches beyond `limit`: in this packet where it fills it, else in the next."""

@@ -125,7 +125,7 @@ def test_everything_arrives(multicast, tmp_path, capsys):
     assert code == report["exit_code"] == 0
     assert (report["messages"], report["packets"], report["lost"], report["gaps"]) == (MESSAGES, 11, 0, [])
     assert report["messages_by_type"] == {"definition": 2, "snapshot": 2, "increment": 10, "trade": 10, "bbo": 10,
-                                          "status": 0}
+                                          "status": 0, "padding": 0}
     spot, usdm = report["instruments"]
     assert (spot["venue"], spot["symbol"], spot["state"], spot["epoch"]) == ("binance_spot", "BTCUSDT", "live", 1)
     assert (spot["events"], spot["trades"], spot["last_venue_sequence"]) == (11, 10, 110)
