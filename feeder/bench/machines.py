@@ -13,8 +13,7 @@ import json
 from struct import Struct
 
 from feeder import fixed
-from feeder.bench import BenchError
-from feeder.bench.measure import NoSink, compare, digest, loads_all, same
+from feeder.bench.measure import BenchError, NoSink, compare, digest, loads_all, same
 from feeder.book import Book
 from feeder.packet import Encoder
 from feeder.venue.binance import BinanceSpot
@@ -176,6 +175,7 @@ def bench_packet(run):
     def reference(pack=Struct("<Qqq").pack):
         for number in range(TRADES):
             pack(number, 6183764000000, 100000)
-    row = compare("packet", "trades, 19 a datagram", TRADES, work, reference, "Struct.pack of three numbers", run.repeats)
+    row = compare("packet", "trades, 19 a datagram", TRADES, work, reference, "Struct.pack of three numbers",
+                  run.repeats)
     row["packets"], row["packet_bytes"] = same(sizes, "packet")
     yield row

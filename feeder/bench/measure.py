@@ -13,11 +13,15 @@ import json
 import statistics
 
 from feeder import clock
-from feeder.bench import BenchError
+from feeder.errors import FeederError
 
 NOISY_SPREAD = 0.15              # rounds further apart than this make a result doubtful
 
 watch = contextlib.nullcontext()     # entered round our side of each round; --profile puts a profiler here
+
+
+class BenchError(FeederError):
+    """A bench computed something wrong: its time means nothing."""
 
 
 def timed(work):

@@ -12,8 +12,8 @@ import subprocess
 import sys
 
 from feeder import clock, shm
-from feeder.bench import BenchError
-from feeder.bench.measure import NoSink, row_of
+from feeder.bench import measure
+from feeder.bench.measure import BenchError, NoSink, row_of
 from feeder.counter import Histogram
 from feeder.instrument import Instrument
 from feeder.record import RecordReader, RecordWriter
@@ -58,7 +58,8 @@ def ring_round(count):
                                  env=dict(os.environ, PYTHONPATH=path))
         stack.callback(child.wait)
         stack.callback(child.kill)
-        return read_hops(ring, words, count, child.poll)
+        with measure.watch:
+            return read_hops(ring, words, count, child.poll)
 
 
 def read_hops(ring, words, count, poll):
@@ -111,7 +112,7 @@ def read_hops(ring, words, count, poll):
 
 
 def write_hops(ring_fd, words_fd, count):
-    """The other process: `count` words, `count` trades, each answered before the next; then ten times as many at once."""
+    """The other process: `count` words, `count` trades, each answered before the next; then ten times as many."""
     segments = [shm.Segment(fd) for fd in (ring_fd, words_fd)]
     ring = Ring(segments[0].buffer)
     ring.write(*shm.identity())

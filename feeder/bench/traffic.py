@@ -51,4 +51,5 @@ def synthetic(limit):
             if event[0] in names:
                 text = market.text(event[0], "BTCUSDT", event, now_ms)
                 messages.append(f'{{"stream":"{names[event[0]]}","data":{text}}}'.encode())
-    return Traffic(f"{len(messages):,} messages of the venue twin's market, seed 1 (no recording found)", snapshot, messages)
+    return Traffic(f"{len(messages):,} messages of the venue twin's market, seed 1 (no recording found)", snapshot,
+                   messages)
