@@ -189,52 +189,48 @@ class Binance(Venue):
         match = self.compiled(levels + rb'\],"a":\[' + levels + re.escape(rest) + rb"\Z")
         if match(payload, len(head)) is None:
             return None
-        sink_depth, cut = self.sink.depth, shape.cut_levels
-        names, unpack, firsts, _ = layout
-        E, U, u = map(names.index, (b"E", b"U", b"u"))
-        pu = names.index(b"pu") if b"pu" in names else None
+        sink_depth, cut, firsts = self.sink.depth, shape.cut_levels, layout.firsts
+        unpack = shape.in_order(layout, (b"E", b"U", b"u", b"pu") if b"pu" in layout.names else (b"E", b"U", b"u"))
 
         def read(head, payload, recv_ns):
             found = match(payload, len(head))
             if found is None or shape.ZERO in firsts(head):
                 return False
-            numbers = list(map(int, unpack(head.translate(None, b"."))))
+            time, first, last, *previous = unpack(head.replace(b".", b""))
             bids, asks = found.groups()
-            sink_depth(instrument, numbers[U], numbers[u], None if pu is None else numbers[pu], nanoseconds(numbers[E]), recv_ns,
-                       cut(bids), cut(asks))
+            sink_depth(instrument, int(first), int(last), int(previous[0]) if previous else None, nanoseconds(int(time)),
+                       recv_ns, cut(bids), cut(asks))
             return True
 
         return read
 
     def trade_reader(self, instrument, layout, id_key, payload):
-        sink_trade = self.sink.trade
-        names, unpack, firsts, _ = layout
-        i, T, p, q = map(names.index, (id_key, b"T", b"p", b"q"))
+        sink_trade, firsts = self.sink.trade, layout.firsts
+        unpack = shape.in_order(layout, (id_key, b"p", b"q", b"T"))
         side = SELL if b'"m":true' in payload else BUY
 
         def read(head, payload, recv_ns):
             if shape.ZERO in firsts(head):
                 return False
-            numbers = list(map(int, unpack(head.translate(None, b"."))))
-            trade_id, time = numbers[i], numbers[T]
+            trade_id, price, quantity, time = unpack(head.replace(b".", b""))
+            trade_id, time = int(trade_id), int(time)
             sink_trade(instrument, trade_id, time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000, recv_ns,
-                       trade_id, numbers[p], numbers[q], side)
+                       trade_id, int(price), int(quantity), side)
             return True
 
         return read
 
     def bbo_reader(self, instrument, layout):
-        sink_bbo = self.sink.bbo
-        names, unpack, firsts, _ = layout
-        u, b, B, a, A = map(names.index, (b"u", b"b", b"B", b"a", b"A"))
-        E = names.index(b"E") if b"E" in names else None
+        sink_bbo, firsts = self.sink.bbo, layout.firsts
+        wanted = b"u", b"b", b"B", b"a", b"A"
+        unpack = shape.in_order(layout, (*wanted, b"E") if b"E" in layout.names else wanted)
 
         def read(head, payload, recv_ns):
             if shape.ZERO in firsts(head):
                 return False
-            numbers = list(map(int, unpack(head.translate(None, b"."))))
-            sink_bbo(instrument, numbers[u], 0 if E is None else nanoseconds(numbers[E]), recv_ns,
-                     numbers[b], numbers[B], numbers[a], numbers[A])
+            sequence, bid, bid_quantity, ask, ask_quantity, *time = unpack(head.replace(b".", b""))
+            sink_bbo(instrument, int(sequence), nanoseconds(int(time[0])) if time else 0, recv_ns,
+                     int(bid), int(bid_quantity), int(ask), int(ask_quantity))
             return True
 
         return read

@@ -93,6 +93,15 @@ def learn(head, slots):
     return Layout(names, unpacker(head, places), getter(firsts or [0]), literals and expected(head, literals) or None)
 
 
+def in_order(layout, wanted):
+    """Return unpack(head without points) -> the texts of `wanted`. Raises ValueError where the layout lacks one."""
+    places = [layout.names.index(name) for name in wanted]
+    if places == list(range(len(layout.names))):
+        return layout.unpack
+    unpack, pick = layout.unpack, itemgetter(*places)
+    return lambda head: pick(unpack(head))
+
+
 def unpacker(head, places):
     """Return unpack(head without points) -> the texts at `places`, (start, size) in the head with them."""
     form, end = [], 0
