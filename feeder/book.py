@@ -20,7 +20,7 @@ as much on the recordings (docs/experiments.md).
 """
 
 DEFAULT_DEPTH = 20
-MAX_LEVELS = 50_000              # a side, the few of the reserve aside; a book with more is hostile or broken, see `overfull`
+MAX_LEVELS = 50_000              # a side; a book with more is hostile or broken: `overfull` until it is replaced
 WINDOW = 2, 3                    # times the depth: levels after a move of the floor, and the most there may be
 RESERVE = 8, 24                  # the same of the edge
 FAR = 1 << 80                    # beyond every price
@@ -29,12 +29,13 @@ FAR = 1 << 80                    # beyond every price
 class Side:
     """What bids and asks share. Prices are compared after multiplying by `sign`, so that more is better."""
 
-    __slots__ = ("depth", "window", "reserve", "deep", "floor", "edge", "best", "least", "most", "reserve_most", "moves")
+    __slots__ = ("depth", "window", "reserve", "deep", "floor", "edge", "best", "least", "most", "reserve_most", "moves",
+                 "overfull")
     sign = None
 
     def __init__(self, depth=DEFAULT_DEPTH):
         self.depth = depth or MAX_LEVELS
-        self.most = WINDOW[1] * self.depth
+        self.most = min(WINDOW[1] * self.depth, MAX_LEVELS)
         self.reserve_most = RESERVE[1] * self.depth
         self.moves = 0                # of the floor or the edge
         self.replace(())
@@ -63,6 +64,7 @@ class Side:
         self.window, self.reserve = {}, {}
         self.deep = {price: quantity for price, quantity in zip(numbers, numbers) if quantity}
         self.floor = self.edge = self.sign * FAR
+        self.best = -self.floor
         self.least = 1
         self.settle([])
 
@@ -76,6 +78,9 @@ class Side:
     def settle(self, published):
         """Move the bounds where a table has outgrown them, and add to `published` what that changes in the window."""
         window, reserve, sign = self.window, self.reserve, self.sign
+        self.overfull = len(self) > MAX_LEVELS
+        if self.overfull:
+            return                    # to be given up
         if len(window) > self.most:
             self.floor = self.move(window, reserve, WINDOW[0] * self.depth, published)
         elif len(window) < self.least:
@@ -174,7 +179,7 @@ class Bids(Side):
             elif price in window:
                 del window[price]
                 published += price, 0
-        if not self.least <= len(window) <= self.most or len(reserve) > self.reserve_most:
+        if not self.least <= len(window) <= self.most or len(reserve) > self.reserve_most or len(deep) > MAX_LEVELS:
             self.settle(published)
         elif best not in window:
             self.best = max(window, default=-FAR)
@@ -211,7 +216,7 @@ class Asks(Side):
             elif price in window:
                 del window[price]
                 published += price, 0
-        if not self.least <= len(window) <= self.most or len(reserve) > self.reserve_most:
+        if not self.least <= len(window) <= self.most or len(reserve) > self.reserve_most or len(deep) > MAX_LEVELS:
             self.settle(published)
         elif best not in window:
             self.best = min(window, default=FAR)
@@ -251,9 +256,7 @@ class Book:
 
     @property
     def overfull(self):
-        bids, asks = self.bids, self.asks
-        return (len(bids.deep) + len(bids.window) > MAX_LEVELS
-                or len(asks.deep) + len(asks.window) > MAX_LEVELS)
+        return self.bids.overfull or self.asks.overfull
 
     def top(self, depth=None):
         return self.bids.top(depth), self.asks.top(depth)

@@ -80,6 +80,8 @@ class Publisher:
         entry = self.entries[instrument.instrument_id]
         entry.events += 1
         entry.book.snapshot(bids, asks)
+        if entry.book.overfull:
+            return self.give_up(entry, "too_many_levels", recv_ns)
         if entry.book.crossed:
             return self.crossed(entry, sequence, recv_ns)
         self.live(entry, sequence, event_ns, recv_ns)
@@ -99,13 +101,13 @@ class Publisher:
         entry.events += 1
         entry.sequence = sequence
         entry.recv_ns = recv_ns
-        book = entry.book
-        bids, asks = book.increment(bids, asks)
-        if book.overfull:
+        bid_side, ask_side = entry.book.bids, entry.book.asks
+        bids, asks = bid_side.apply(bids), ask_side.apply(asks)
+        if bid_side.overfull or ask_side.overfull:
             return self.give_up(entry, "too_many_levels", recv_ns)
         if not bids and not asks:
             return                                # all of it lay below the published window
-        if book.crossed:
+        if bid_side.best > ask_side.best:
             return self.crossed(entry, sequence, recv_ns)
         outside(instrument, bids)
         outside(instrument, asks)

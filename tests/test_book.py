@@ -121,13 +121,20 @@ def test_rescale_keeps_every_level():
     book.check()
 
 
-def test_far_levels_are_kept_and_bounded(monkeypatch):
-    monkeypatch.setattr(book_module, "MAX_LEVELS", 10)
-    book = Book()
+@pytest.mark.parametrize("depth", [0, 1, 20])
+def test_levels_are_kept_and_bounded(depth, monkeypatch):
+    monkeypatch.setattr(book_module, "MAX_LEVELS", 1_000)
+    book = Book(depth)
     book.snapshot([10**9, 1], [10**9 + 1, 1])
-    book.increment([n for price in range(1, 10) for n in (price, 1)], [])
-    assert not book.overfull and len(book.bids) == 10
-    book.increment([11, 1], [])
+    book.increment([n for price in range(1, 1_000) for n in (price, 1)], [])
+    assert not book.overfull and len(book.bids) == 1_000
+    book.check()
+    for price in range(2_000, 3_000):                     # what lies in the reserve is noticed a little later
+        book.increment([price, 1], [])
+    assert book.overfull and len(book.bids) == 2_000
+    book.snapshot([5, 1], [6, 1])
+    assert not book.overfull and book.top() == ([5, 1], [6, 1])
+    book.snapshot([n for price in range(1, 1_002) for n in (price, 1)], [])
     assert book.overfull
 
 

@@ -7,7 +7,7 @@ from mutate import MUTATIONS
 from support import BINANCE, dice
 from test_venue_binance import samples
 
-from feeder import packet
+from feeder import book, packet
 from feeder.errors import RangeError
 from feeder.fixed import INT64_MAX, to_text
 from feeder.instrument import Instrument
@@ -405,3 +405,15 @@ def test_one_message_with_too_many_decimals_does_not_kill_its_instrument():
     assert entry.state == LIVE
     assert entry.book.top() == ([6183764000000, 150000000, 6183700000000, 100000000], [6183900000000, 100000000])
     assert instrument.price_exponent == -8
+
+
+def test_a_book_with_too_many_levels_is_given_up(monkeypatch):
+    monkeypatch.setattr(book, "MAX_LEVELS", 100)
+    desk = Desk()
+    coin, = desk.instruments
+    for _ in range(2):
+        desk.publisher.snapshot(coin, 1, 0, 1, [10_000, 5], [10_001, 6])
+        desk.publisher.increment(coin, 2, 0, 2, [n for price in range(1, 200) for n in (price, 1)], [])
+        assert (desk.view().state, desk.view().reason) == (STALE, "too_many_levels")
+    desk.publisher.snapshot(coin, 3, 0, 3, [n for price in range(1, 200) for n in (price, 1)], [])
+    assert desk.view().state == STALE and desk.resyncs[-1][1] == "too_many_levels"
