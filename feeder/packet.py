@@ -144,7 +144,7 @@ class Encoder:
         self.buffer = bytearray(burst * self.packet_bytes)
         self.view = memoryview(self.buffer)
         self.used = PACKET.size
-        self.limit = self.packet_bytes
+        self.room = self.limit = self.packet_bytes
 
     def flush(self, flags=0):
         """Send what is buffered; nothing to do when there is no message and no flag."""
@@ -162,7 +162,7 @@ class Encoder:
             return
         if start:
             self.start = 0
-            self.limit = self.packet_bytes
+            self.limit = self.room
         self.used = PACKET.size
         self.emit(self.view[:used])
 
@@ -177,12 +177,16 @@ class Encoder:
         start, stop = self.start, self.start + self.packet_bytes
         free = stop - self.used
         now_ns = self.clock_ns()
-        pace_ns, self.full_ns = now_ns - self.full_ns, now_ns
+        is_fast = (now_ns - self.full_ns) * SHARING <= self.hold_ns
+        self.full_ns = now_ns
+        self.room = self.packet_bytes - MESSAGE.size if is_fast else self.packet_bytes    # what is left takes a PADDING
         if not start:
             self.held_ns = now_ns
-        if (stop == len(self.buffer) or pace_ns * SHARING > self.hold_ns or now_ns - self.held_ns > self.hold_ns
+        if (not is_fast or stop == len(self.buffer) or now_ns - self.held_ns > self.hold_ns
                 or free and (free < MESSAGE.size or not may_pad)):
-            return self.flush()       # with those that waited: the last one may be shorter
+            self.flush()              # with those that waited: the last one may be shorter
+            self.limit = self.room
+            return
         if free:
             MESSAGE.pack_into(self.buffer, self.used, PADDING, free, ALL_INSTRUMENTS, 0, 0, 0, LAST, 0, 0, 0)
             self.view[self.used + MESSAGE.size:stop] = bytes(free - MESSAGE.size)
@@ -194,7 +198,7 @@ class Encoder:
         self.packets += 1
         self.start = stop
         self.used = stop + PACKET.size
-        self.limit = stop + self.packet_bytes - MESSAGE.size       # so that what is left can hold a PADDING
+        self.limit = stop + self.room
 
     def beyond(self, size):
         """Return the offset of a message that reaches beyond `limit`: in this packet where it fills it, else in the next."""
@@ -256,17 +260,18 @@ class Encoder:
         self.count += 1
 
     def split_levels(self, kind, instrument_id, state, epoch, sequence, event_ns, recv_ns, bids, asks, more_flags):
-        self.flush()
+        """Write as many levels as a packet holds, and so on: bids, then asks, which may share a part."""
         most = (self.packet_bytes - PACKET.size - MESSAGE.size) // 16 * 2
-        parts = [(bids[at:at + most], ()) for at in range(0, len(bids), most)]
-        parts += [((), asks[at:at + most]) for at in range(0, len(asks), most)]
-        for number, (some_bids, some_asks) in enumerate(parts):
-            flags = more_flags | (LAST if number == len(parts) - 1 else 0)
-            if kind == SNAPSHOT and number == 0:
+        numbers = len(bids) + len(asks)
+        for first in range(0, numbers, most):
+            flags = more_flags | (LAST if first + most >= numbers else 0)
+            if kind == SNAPSHOT and not first:
                 flags |= FIRST
+            some_bids = bids[first:first + most]
+            some_asks = asks[max(0, first - len(bids)):max(0, first + most - len(bids))]
             size = 40 + 8 * (len(some_bids) + len(some_asks))
-            if self.used + size > self.start + self.packet_bytes:
-                self.full(may_pad=False)           # nothing may stand between the parts
+            if self.count:
+                self.full(may_pad=not first)       # nothing may stand between the parts
             at = self.used
             MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
                               flags, state, len(some_bids) >> 1, epoch)

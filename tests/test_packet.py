@@ -470,7 +470,7 @@ def test_large_books_are_split_into_parts(kind, packet_bytes):
         assert [each.sequence for each in packets] == [
             1 + sum(before.message_count for before in packets[:at]) for at in range(len(packets))]
         parts = messages[1:-1]
-        assert len(parts) == -(-bid_count // most) + -(-ask_count // most) > 1
+        assert len(parts) == -(-(bid_count + ask_count) // most) > 1
         assert [value for part in parts for value in part.bids] == bids
         assert [value for part in parts for value in part.asks] == asks
         with_asks = [bool(part.asks) for part in parts]

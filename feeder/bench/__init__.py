@@ -36,6 +36,7 @@ BENCHES = {
     "packet": ("machines", "calls to datagrams in memory"),
     "pipeline": ("pipeline", "payload to datagram in memory, one a message"),
     "ring": ("ring", "from one spinning process to another: a call on the writer to the call on the reader's sink"),
+    "udp": ("udp", "datagrams out and in over loopback: in bursts, and one by one"),
     "fanin": ("fanin", "1 to 2,048 instruments: time a message, memory an instrument"),
     "wire": ("wire", "TCP bytes to datagrams through the kernel, open loop, to the knee and past it"),
     "start": ("start", "imports, process start to publishing and to the first live book, memory at rest"),
