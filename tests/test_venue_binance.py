@@ -409,7 +409,7 @@ def test_names_that_differ_in_their_digits_are_told_apart():
              for day in (260327, 260626, 260925) for text in FUTURES]
     assert [rivals.feed(text) for text in texts + texts] == ["json"] * 12 + ["likely"] * 12
     venue = rivals.by_any
-    assert len(venue.layouts) == len(venue.guards) == 4 and len(venue.patterns) == 1
+    assert len(venue.layouts) == len(venue.by_names) == 4 and len(venue.patterns) == 1
     venue.forget(venue.instruments.all[1])
     assert [rivals.feed(text) for text in texts] == ["likely"] * 4 + ["json"] * 4 + ["likely"] * 4
 

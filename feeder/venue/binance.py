@@ -22,6 +22,7 @@ from feeder.errors import VenueError
 from feeder.message import BUY, SELL
 from feeder.venue import shape
 from feeder.venue.contract import ACK, ERROR, GAP, NEXT, OLD, SHUTDOWN, Line, Notice, Request, Venue, VenueFacts
+from feeder.venue.shape import ZERO, ZEROS, cut_levels
 
 INT64 = 1 << 63
 MICROSECONDS_FROM = INT64 // 10**6  # a time from here on would not fit as ms: it is in µs (timeUnit=MICROSECOND)
@@ -55,9 +56,9 @@ class Binance(Venue):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.layouts = {}             # head, all digits 0 -> reader(head, payload, recv_ns) -> handled?
-        self.guards = {}              # head, all digits 0 -> {names with digits: reader} where names have digits
-        self.layouts_of = {}          # instrument_id -> [(head, names with digits)]
+        self.layouts = {}             # head, all digits 0 -> how to read what is laid out like it, see cut_depth
+        self.by_names = {}            # the same where names have digits -> {those names: how to read it}
+        self.layouts_of = {}          # instrument_id -> [(head, all digits 0; names with digits)]
         self.patterns = {}            # pattern -> compiled
 
     # -- endpoints -------------------------------------------------------------------------------------------
@@ -115,12 +116,55 @@ class Binance(Venue):
     def decode(self, payload, recv_ns):
         at = payload.find(b"[") + 1           # levels begin there
         head = payload[:at] if at else payload
-        reader = self.layouts.get(head.translate(shape.ZEROS))
-        if reader is not None and reader(head, payload, recv_ns):
+        alike = self.layouts.get(head.translate(ZEROS))
+        if alike is not None and alike[0](self, alike, head, payload, recv_ns):
             self.likely += 1
             return None
         self.unlikely += 1
         return self.decode_json(payload, recv_ns)
+
+    # `alike` is what was learned of a layout: (one of these, instrument, unpack, firsts, what that one wants). They return
+    # False for a message that only looks alike. No closures: with 2,048 instruments, memory touched is time.
+
+    def cut_depth(self, alike, head, payload, recv_ns):
+        _, instrument, unpack, firsts, match = alike
+        found = match(payload, len(head))
+        if found is None or ZERO in firsts(head):
+            return False
+        time, first, last, *previous = unpack(head.replace(b".", b""))
+        bids, asks = found.groups()
+        self.sink.depth(instrument, int(first), int(last), int(previous[0]) if previous else None, nanoseconds(int(time)),
+                        recv_ns, cut_levels(bids), cut_levels(asks))
+        return True
+
+    def cut_trade(self, alike, head, payload, recv_ns):
+        _, instrument, unpack, firsts, side = alike
+        if ZERO in firsts(head):
+            return False
+        trade_id, price, quantity, time = unpack(head.replace(b".", b""))
+        trade_id, time = int(trade_id), int(time)
+        self.sink.trade(instrument, trade_id, time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000, recv_ns,
+                        trade_id, int(price), int(quantity), side)
+        return True
+
+    def cut_bbo(self, alike, head, payload, recv_ns):
+        _, instrument, unpack, firsts, is_timed = alike
+        if ZERO in firsts(head):
+            return False
+        if is_timed:
+            sequence, bid, bid_quantity, ask, ask_quantity, time = unpack(head.replace(b".", b""))
+            event_ns = nanoseconds(int(time))
+        else:
+            sequence, bid, bid_quantity, ask, ask_quantity = unpack(head.replace(b".", b""))
+            event_ns = 0
+        self.sink.bbo(instrument, int(sequence), event_ns, recv_ns, int(bid), int(bid_quantity), int(ask), int(ask_quantity))
+        return True
+
+    def cut_named(self, alike, head, payload, recv_ns):
+        """For names with digits, which a layout does not tell apart: BTCUSD_260327 and BTCUSD_260626."""
+        _, names_in, by_names = alike
+        alike = by_names.get(names_in(head))
+        return alike is not None and alike[0](self, alike, head, payload, recv_ns)
 
     def compiled(self, pattern):
         match = self.patterns.get(pattern)
@@ -147,41 +191,28 @@ class Binance(Venue):
         if layout is None or (kind != "depth" and head is not payload):
             return
         try:
-            if kind == "depth":
-                reader = self.depth_reader(instrument, layout, payload, head)
-            elif kind == "bbo":
-                reader = self.bbo_reader(instrument, layout)
-            else:
-                reader = self.trade_reader(instrument, layout, b"t" if kind == "trade" else b"a", payload)
+            alike = getattr(self, f"{kind.lower()}_alike")(instrument, layout, head, payload)
         except ValueError:            # a field came without its key: not a layout worth knowing
             return
-        if reader is None:
+        if alike is None:
             return
-        key, names = head.translate(shape.ZEROS), None
+        key, names = head.translate(ZEROS), None
         if layout.literals is not None:
-            get, names = layout.literals
-            readers = self.guards.setdefault(key, {})
-            readers[names] = reader
-            reader = guarded(get, readers)
-        self.layouts[key] = reader
+            names_in, names = layout.literals
+            by_names = self.by_names.setdefault(key, {})
+            by_names[names] = alike
+            alike = Binance.cut_named, names_in, by_names
+        self.layouts[key] = alike
         known.append((key, names))
 
     def forget(self, instrument):
         for key, names in self.layouts_of.pop(instrument.instrument_id, ()):
             if names is not None:
-                self.guards[key].pop(names, None)
+                self.by_names[key].pop(names, None)
             else:
                 self.layouts.pop(key, None)
 
-    def levels_pattern(self, instrument):
-        """Return the pattern of levels printed at the instrument's decimals; None where they leave no digits."""
-        whole_digits = 18 + instrument.price_exponent, 18 + instrument.quantity_exponent
-        if min(whole_digits) < 1:
-            return None
-        return shape.levels(instrument.price_decimals, instrument.quantity_decimals, whole_digits)
-    # A reader is called with the head, the payload and the time; it returns False for a message that only looks alike.
-
-    def depth_reader(self, instrument, layout, payload, head):
+    def depth_alike(self, instrument, layout, head, payload):
         levels = self.levels_pattern(instrument)
         rest = payload[payload.rfind(b"]"):]
         if levels is None or not head.endswith(b'"b":[') or any(map(rest.count, b"0123456789")):
@@ -189,51 +220,27 @@ class Binance(Venue):
         match = self.compiled(levels + rb'\],"a":\[' + levels + re.escape(rest) + rb"\Z")
         if match(payload, len(head)) is None:
             return None
-        sink_depth, cut, firsts = self.sink.depth, shape.cut_levels, layout.firsts
-        unpack = shape.in_order(layout, (b"E", b"U", b"u", b"pu") if b"pu" in layout.names else (b"E", b"U", b"u"))
+        linked = (b"pu",) if b"pu" in layout.names else ()
+        return Binance.cut_depth, instrument, shape.in_order(layout, (b"E", b"U", b"u", *linked)), layout.firsts, match
 
-        def read(head, payload, recv_ns):
-            found = match(payload, len(head))
-            if found is None or shape.ZERO in firsts(head):
-                return False
-            time, first, last, *previous = unpack(head.replace(b".", b""))
-            bids, asks = found.groups()
-            sink_depth(instrument, int(first), int(last), int(previous[0]) if previous else None, nanoseconds(int(time)),
-                       recv_ns, cut(bids), cut(asks))
-            return True
-
-        return read
-
-    def trade_reader(self, instrument, layout, id_key, payload):
-        sink_trade, firsts = self.sink.trade, layout.firsts
+    def trade_alike(self, instrument, layout, head, payload, id_key=b"t"):
         unpack = shape.in_order(layout, (id_key, b"p", b"q", b"T"))
-        side = SELL if b'"m":true' in payload else BUY
+        return Binance.cut_trade, instrument, unpack, layout.firsts, SELL if b'"m":true' in payload else BUY
 
-        def read(head, payload, recv_ns):
-            if shape.ZERO in firsts(head):
-                return False
-            trade_id, price, quantity, time = unpack(head.replace(b".", b""))
-            trade_id, time = int(trade_id), int(time)
-            sink_trade(instrument, trade_id, time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000, recv_ns,
-                       trade_id, int(price), int(quantity), side)
-            return True
+    def aggtrade_alike(self, instrument, layout, head, payload):
+        return self.trade_alike(instrument, layout, head, payload, b"a")
 
-        return read
+    def bbo_alike(self, instrument, layout, head, payload):
+        timed = (b"E",) if b"E" in layout.names else ()
+        unpack = shape.in_order(layout, (b"u", b"b", b"B", b"a", b"A", *timed))
+        return Binance.cut_bbo, instrument, unpack, layout.firsts, bool(timed)
 
-    def bbo_reader(self, instrument, layout):
-        sink_bbo, firsts = self.sink.bbo, layout.firsts
-        wanted = b"u", b"b", b"B", b"a", b"A"
-        unpack = shape.in_order(layout, (*wanted, b"E") if b"E" in layout.names else wanted)
-
-        def read(head, payload, recv_ns):
-            if shape.ZERO in firsts(head):
-                return False
-            sequence, bid, bid_quantity, ask, ask_quantity, *time = unpack(head.replace(b".", b""))
-            sink_bbo(instrument, int(sequence), nanoseconds(int(time[0])) if time else 0, recv_ns,
-                     int(bid), int(bid_quantity), int(ask), int(ask_quantity))
-            return True
-
-        return read
+    def levels_pattern(self, instrument):
+        """Return the pattern of levels printed at the instrument's decimals; None where they leave no digits."""
+        whole_digits = 18 + instrument.price_exponent, 18 + instrument.quantity_exponent
+        if min(whole_digits) < 1:
+            return None
+        return shape.levels(instrument.price_decimals, instrument.quantity_decimals, whole_digits)
 
     # -- decoding: the unlikely path -------------------------------------------------------------------------
 
@@ -378,7 +385,7 @@ class Binance(Venue):
             if found is not None:
                 sequence, event, bids, asks = found.groups()
                 self.sink.snapshot(instrument, int(sequence), nanoseconds(int(event)) if event else 0, recv_ns,
-                                   shape.cut_levels(bids), shape.cut_levels(asks))
+                                   cut_levels(bids), cut_levels(asks))
                 return
         data = self.parse(body)
         if not isinstance(data, dict):
@@ -389,16 +396,6 @@ class Binance(Venue):
         event = self.need_time(data, "E", body) if "E" in data else 0
         bids, asks = self.read_levels(instrument, data, ("bids", "asks"), body)
         self.sink.snapshot(instrument, sequence, event, recv_ns, bids, asks)
-
-
-def guarded(get, readers):
-    """Return a reader for names with digits, which a layout does not tell apart: BTCUSD_260327 and BTCUSD_260626."""
-
-    def read(head, payload, recv_ns):
-        reader = readers.get(get(head))
-        return reader is not None and reader(head, payload, recv_ns)
-
-    return read
 
 
 class BinanceSpot(Binance):

@@ -20,6 +20,7 @@ Hot:  the readers built on a Layout, the expressions, cut_levels; measured by `f
 import re
 import sys
 from collections import namedtuple
+from functools import lru_cache
 from operator import itemgetter
 from struct import Struct
 
@@ -87,19 +88,37 @@ def learn(head, slots):
             if len(digits) > 1:
                 firsts.append(at - len(digits))
             if len(digits) == 16:                     # a time in µs fits with the first digit it has, not with any
-                literals.append(slice(at - 16, at - 15))
+                literals.append((at - 16, at - 15))
         elif (is_key or key not in slots) and has_digit(token.group()):
-            literals.append(slice(start, at))
-    return Layout(names, unpacker(head, places), getter(firsts or [0]), literals and expected(head, literals) or None)
+            literals.append((start, at))
+    names_in = getter(tuple(literals)) if literals else None
+    return Layout(names, unpacker(head, places), getter(tuple(firsts) or (0,)), names_in and (names_in, names_in(head)))
 
 
 def in_order(layout, wanted):
     """Return unpack(head without points) -> the texts of `wanted`. Raises ValueError where the layout lacks one."""
-    places = [layout.names.index(name) for name in wanted]
-    if places == list(range(len(layout.names))):
-        return layout.unpack
-    unpack, pick = layout.unpack, itemgetter(*places)
+    order = tuple(layout.names.index(name) for name in wanted)
+    return layout.unpack if order == tuple(range(len(layout.names))) else reordered(layout.unpack, order)
+
+
+# Shared by all layouts that have the same numbers in the same places: with many instruments, memory is time.
+
+@lru_cache(maxsize=4096)
+def reordered(unpack, order):
+    pick = itemgetter(*order)
     return lambda head: pick(unpack(head))
+
+
+@lru_cache(maxsize=4096)
+def unpack_of(form):
+    return Struct(form).unpack
+
+
+@lru_cache(maxsize=4096)
+def getter(places):
+    """Return get(text) -> tuple of what stands at `places`, indexes or (start, stop) pairs."""
+    places = [place if isinstance(place, int) else slice(*place) for place in places]
+    return itemgetter(*places, places[0])             # a single one would come without its tuple
 
 
 def unpacker(head, places):
@@ -110,17 +129,7 @@ def unpacker(head, places):
         start -= head.count(b".", 0, start)
         form.append(f"{start - end}x{size}s")
         end = start + size
-    return Struct("".join(form) + f"{len(head) - head.count(b'.') - end}x").unpack
-
-
-def getter(places):
-    """Return get(text) -> tuple of what stands at `places`, indexes or slices."""
-    return itemgetter(*places, places[0])             # a single one would come without its tuple
-
-
-def expected(head, places):
-    get = getter(places)
-    return get, get(head)
+    return unpack_of("".join(form) + f"{len(head) - head.count(b'.') - end}x")
 
 
 def is_count(text, is_string):
