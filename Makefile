@@ -3,7 +3,7 @@ PYTHON ?= python3
 TESTER := $(shell $(PYTHON) -c "import pytest" 2>/dev/null && echo $(PYTHON) || echo .venv/bin/python)
 READY := $(filter .venv/%,$(TESTER))
 
-.PHONY: run test test-all stress bench bench-host captures check clean
+.PHONY: run test test-all stress bench bench-host bench-compare captures check clean
 
 run: ; $(PYTHON) -m feeder
 test: $(READY) ; $(TESTER) -m pytest
@@ -12,6 +12,7 @@ stress: $(READY) ; $(TESTER) -m pytest -m stress
 bench: ; $(PYTHON) -m feeder bench
 bench-host: ; $(PYTHON) tools/bench_host.py
 captures: ; $(PYTHON) tools/captures.py
+bench-compare: ; $(PYTHON) tools/bench_compare.py $(if $(BASE),--base "$(BASE)") $(if $(BENCHES),--benches "$(BENCHES)")
 check: $(READY) ; $(PYTHON) -X dev -W error -m compileall -q -f feeder tests tools && $(TESTER) -m pytest tests/test_imports.py && $(PYTHON) -m feeder check-config config/feeder/crypto
 clean: ; rm -rf .venv .venv-* .pytest_cache && find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

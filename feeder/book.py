@@ -1,126 +1,150 @@
 """One instrument's order book: every level the venue gave, exact.
 
 In:   snapshots and increments as flat lists of scaled ints.   Out: what changed in the published window.
-Hot:  Bids.apply, Asks.apply, Side.settle; measured by `feeder bench book` and `pipeline`.
+Hot:  Bids.apply, Asks.apply; measured by `feeder bench book` and `pipeline`.
 
-Each side is a hash table of all levels and one sorted array of keys, `near`, for the part round the touch.
-A key is the price for bids and its negative for asks, so the best is always last:
+Each side is three hash tables {price: quantity}, apart by price. Nothing is kept sorted:
 
-    levels   {price: quantity}                                        all of them
-    near     [ k  k  k  k  k  k  k  k  k  k  k  k  k  k  k  k  k ]     those at `edge` or better
-               edge                 floor ... published window   best
+    deep                      reserve                window                       best
+    ................ edge |...................| floor |..........................|
+    thousands, never          RESERVE[0..1]          depth to WINDOW[1] times the depth: what receivers hold
+    looked through            times the depth
 
-In the recordings two thirds to nine tenths of all changes lie below the edge; they cost a comparison and one
-operation of the table. Only the others touch the sorted array. `near` is cut to KEEP times the depth when it has
-grown to GROW times, and filled again from the table (rare, O(n log n)) when it holds less than the window.
+A change costs two comparisons and one operation of a table. What leaves or enters the window is told as a removal
+or a level, so a receiver who applies all it is told has exactly our window, and the best `depth` levels of it are
+the venue's. The bounds move only when a table has grown or shrunk too far: then it is sorted, once in some twenty
+events for the window, once in some hundreds for the reserve (`settle`).
 
-`floor` is the key of the depth-th best level, the worst published one; with fewer levels than that it is NO_KEY
-and every change is published. A receiver who applies the published changes and cuts each side to `depth` has
-exactly our first `depth` levels: changes at or above the old floor are all told, and levels that came into the
-window because others left it are told with them.
-
-Why no tick ladder in arrays, as first designed: on five recordings it cost 250 to 950 ns a level, this 138 to
-269, a bare dict 74 to 149 (docs/experiments.md).
+Why no tick ladder in arrays, as first designed, and no sorted list: both were built, and cost 1.6 to 4 times
+as much on the recordings (docs/experiments.md).
 """
 
-from bisect import bisect_left, insort
-
 DEFAULT_DEPTH = 20
-MAX_LEVELS = 50_000              # a side; a book with more is hostile or broken, see `overfull`
-KEEP, GROW = 4, 12               # times the depth: near after a cut, near before one
-NO_KEY = -(1 << 80)              # below every key
+MAX_LEVELS = 50_000              # a side; a book with more is hostile or broken: `overfull` until it is replaced
+WINDOW = 2, 3                    # times the depth: levels after a move of the floor, and the most there may be
+RESERVE = 8, 24                  # the same of the edge
+FAR = 1 << 80                    # beyond every price
 
 
 class Side:
-    """What bids and asks share; they differ in the sign of a key."""
+    """What bids and asks share. Prices are compared after multiplying by `sign`, so that more is better."""
 
-    __slots__ = ("depth", "levels", "near", "edge", "floor", "most", "refills")
+    __slots__ = ("depth", "window", "reserve", "deep", "floor", "edge", "best", "least", "most", "reserve_most", "moves",
+                 "overfull")
     sign = None
 
     def __init__(self, depth=DEFAULT_DEPTH):
         self.depth = depth or MAX_LEVELS
-        self.most = GROW * self.depth
-        self.levels = {}
-        self.refills = 0
-        self.fill()
+        self.most = min(WINDOW[1] * self.depth, MAX_LEVELS)
+        self.reserve_most = RESERVE[1] * self.depth
+        self.moves = 0                # of the floor or the edge
+        self.replace(())
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def __len__(self):
-        return len(self.levels)
-
-    def best(self):
-        """Return the best price, None when the side is empty."""
-        return self.sign * self.near[-1] if self.near else None
+        return len(self.window) + len(self.reserve) + len(self.deep)
 
     def top(self, depth=None):
         """Return the best `depth` levels (all: None), best first, as a flat list [price, quantity, ...]."""
-        near, levels, sign = self.near, self.levels, self.sign
-        if depth is None or depth > len(near):
-            prices = sorted(levels, reverse=sign > 0)[:depth]
-        else:
-            prices = [sign * key for key in near[:-depth - 1:-1]]
-        flat = [None] * (2 * len(prices))
-        flat[::2] = prices
-        flat[1::2] = [levels[price] for price in prices]
-        return flat
+        levels = self.window
+        if depth is None or depth > len(levels):
+            levels = {**levels, **self.reserve, **self.deep}
+        return best_first(levels, self.sign)[:None if depth is None else 2 * depth]
 
-    @property
-    def overfull(self):
-        return len(self.levels) > MAX_LEVELS
+    def published(self):
+        """Return what a receiver holds, best first."""
+        return best_first(self.window, self.sign)
 
     # -- changing --------------------------------------------------------------------------------------------
 
     def replace(self, flat):
         """Make the levels [price, quantity, ...] the whole side."""
-        self.levels = {price: quantity for price, quantity in pairs(flat) if quantity}
-        self.fill()
+        numbers = iter(flat)
+        self.window, self.reserve = {}, {}
+        self.deep = {price: quantity for price, quantity in zip(numbers, numbers) if quantity}
+        self.floor = self.edge = self.sign * FAR
+        self.best = -self.floor
+        self.least = 1
+        self.settle([])
 
     def rescale(self, price_scale, quantity_scale):
         """Multiply everything: the instrument's decimals grew."""
-        self.levels = {price * price_scale: quantity * quantity_scale for price, quantity in self.levels.items()}
-        self.fill()
-
-    def fill(self):
-        """Make `near` anew from the table."""
-        self.refills += 1
-        keys = sorted(self.levels) if self.sign > 0 else [-price for price in sorted(self.levels, reverse=True)]
-        self.near = keys[-KEEP * self.depth:]
-        self.set_edge()
-        self.floor = self.near[-self.depth] if len(self.near) >= self.depth else NO_KEY
-
-    def set_edge(self):
-        """State what `near` covers; all there is, as long as nothing was cut off."""
-        key = self.near[0] if len(self.near) < len(self.levels) else NO_KEY
-        self.edge = self.sign * key
+        levels = self.top()
+        levels[::2] = [price * price_scale for price in levels[::2]]
+        levels[1::2] = [quantity * quantity_scale for quantity in levels[1::2]]
+        self.replace(levels)
 
     def settle(self, published):
-        """After changes: bound `near`, move the floor, add the levels that came into the window to `published`."""
-        near, levels, sign, depth, floor = self.near, self.levels, self.sign, self.depth, self.floor
-        if len(near) < depth and self.edge != sign * NO_KEY:
-            self.fill()
-            near = self.near
-        elif len(near) > self.most:
-            del near[:-KEEP * depth]
-            self.set_edge()
-        if len(near) < depth:
-            self.floor = NO_KEY
-            first = 0
-        else:
-            self.floor = near[-depth]
-            first = len(near) - depth
-        if self.floor < floor:
-            for key in near[first:bisect_left(near, floor)]:
-                published += sign * key, levels[sign * key]
+        """Move the bounds where a table has outgrown them, and add to `published` what that changes in the window."""
+        window, reserve, sign = self.window, self.reserve, self.sign
+        self.overfull = len(self) > MAX_LEVELS
+        if self.overfull:
+            return                    # to be given up
+        if len(window) > self.most:
+            self.floor = self.move(window, reserve, WINDOW[0] * self.depth, published)
+        elif len(window) < self.least:
+            wanted = WINDOW[0] * self.depth - len(window)
+            if len(reserve) < wanted and self.deep:
+                self.fill_reserve()
+            prices = self.worst_first(reserve)[-wanted:]
+            for price in prices:
+                window[price] = quantity = reserve.pop(price)
+                published += price, quantity
+            if reserve or self.deep:
+                self.floor = prices[0]
+                self.edge = self.edge if reserve else self.floor
+            else:                     # all there is
+                self.floor = self.edge = -sign * FAR
+        if len(reserve) > self.reserve_most:
+            self.edge = self.move(reserve, self.deep, RESERVE[0] * self.depth)
+        self.least = self.depth if self.floor != -sign * FAR else 0
+        self.best = max(window, key=sign.__mul__, default=-sign * FAR)
+
+    def worst_first(self, prices):
+        return sorted(prices, reverse=self.sign < 0)
+
+    def move(self, table, worse, count, published=None):
+        """Leave the best `count` levels in `table` and bring the others to `worse`; return the worst price left."""
+        self.moves += 1
+        prices = self.worst_first(table)
+        for price in prices[:-count]:
+            worse[price] = table.pop(price)
+            if published is not None:
+                published += price, 0
+        return prices[-count]
+
+    def fill_reserve(self):
+        """Bring the best of the deep levels to the reserve. Cost: 60 us of 2,000 levels, 500 where all must be sorted."""
+        self.moves += 1
+        deep, sign, wanted = self.deep, self.sign, RESERVE[0] * self.depth
+        prices = deep
+        if self.window and len(deep) > 4 * wanted:
+            reach = self.edge - self.best       # look as far beyond as window and reserve reached, then farther
+            for times in (1, 3, 9):
+                limit = sign * (self.edge + times * reach)
+                prices = [price for price in deep if sign * price >= limit]
+                if len(prices) >= wanted:
+                    break
+            else:
+                prices = deep
+        prices = self.worst_first(prices)[-wanted:]
+        for price in prices:
+            self.reserve[price] = deep.pop(price)
+        self.edge = prices[0] if deep else -sign * FAR
 
     def check(self):
         """Assert every invariant; for tests."""
-        assert all(quantity > 0 for quantity in self.levels.values()), "a level without quantity"
-        keys = sorted(self.sign * price for price in self.levels)
-        covered = [key for key in keys if key >= self.sign * self.edge]
-        assert self.near == covered, "near is not what the edge says"
-        assert len(self.near) >= min(self.depth, len(keys)), "near is shorter than the window"
-        assert self.floor == (keys[-self.depth] if len(keys) >= self.depth else NO_KEY), "floor"
+        sign, floor, edge = self.sign, self.sign * self.floor, self.sign * self.edge
+        assert all(quantity > 0 for table in (self.window, self.reserve, self.deep) for quantity in table.values()), (
+            "a level without quantity")
+        assert all(sign * price >= floor for price in self.window), "window below the floor"
+        assert all(edge <= sign * price < floor for price in self.reserve), "reserve out of its bounds"
+        assert all(sign * price < edge for price in self.deep), "deep above the edge"
+        assert len(self.window) <= self.most, "window too large"
+        assert len(self.window) >= self.depth or not self.reserve and not self.deep, "window too small"
+        assert len(self.reserve) <= self.reserve_most, "reserve too large"
+        assert sign * self.best == max([sign * price for price in self.window], default=-FAR), "best"
 
 
 class Bids(Side):
@@ -132,27 +156,33 @@ class Bids(Side):
 
         Removing an unknown level is normal at every venue.
         """
-        levels, near, edge, floor = self.levels, self.near, self.edge, self.floor
+        window, reserve, deep = self.window, self.reserve, self.deep
+        floor, edge, best = self.floor, self.edge, self.best
         published = []
         numbers = iter(flat)
         for price, quantity in zip(numbers, numbers):
             if price < edge:
                 if quantity:
-                    levels[price] = quantity
-                elif price in levels:
-                    del levels[price]
-                continue
-            if quantity:
-                if price not in levels:
-                    insort(near, price)
-                levels[price] = quantity
-            elif price in levels:
-                del levels[price]
-                del near[bisect_left(near, price)]
-            if price >= floor:
+                    deep[price] = quantity
+                elif price in deep:
+                    del deep[price]
+            elif price < floor:
+                if quantity:
+                    reserve[price] = quantity
+                elif price in reserve:
+                    del reserve[price]
+            elif quantity:
+                window[price] = quantity
+                if price > best:
+                    self.best = best = price
                 published += price, quantity
-        if published or len(near) > self.most:
+            elif price in window:
+                del window[price]
+                published += price, 0
+        if not self.least <= len(window) <= self.most or len(reserve) > self.reserve_most or len(deep) > MAX_LEVELS:
             self.settle(published)
+        elif best not in window:
+            self.best = max(window, default=-FAR)
         return published
 
 
@@ -163,33 +193,43 @@ class Asks(Side):
     sign = -1
 
     def apply(self, flat):
-        levels, near, edge, floor = self.levels, self.near, self.edge, -self.floor
+        window, reserve, deep = self.window, self.reserve, self.deep
+        floor, edge, best = self.floor, self.edge, self.best
         published = []
         numbers = iter(flat)
         for price, quantity in zip(numbers, numbers):
             if price > edge:
                 if quantity:
-                    levels[price] = quantity
-                elif price in levels:
-                    del levels[price]
-                continue
-            if quantity:
-                if price not in levels:
-                    insort(near, -price)
-                levels[price] = quantity
-            elif price in levels:
-                del levels[price]
-                del near[bisect_left(near, -price)]
-            if price <= floor:
+                    deep[price] = quantity
+                elif price in deep:
+                    del deep[price]
+            elif price > floor:
+                if quantity:
+                    reserve[price] = quantity
+                elif price in reserve:
+                    del reserve[price]
+            elif quantity:
+                window[price] = quantity
+                if price < best:
+                    self.best = best = price
                 published += price, quantity
-        if published or len(near) > self.most:
+            elif price in window:
+                del window[price]
+                published += price, 0
+        if not self.least <= len(window) <= self.most or len(reserve) > self.reserve_most or len(deep) > MAX_LEVELS:
             self.settle(published)
+        elif best not in window:
+            self.best = min(window, default=FAR)
         return published
 
 
-def pairs(flat):
-    numbers = iter(flat)
-    return zip(numbers, numbers)
+def best_first(levels, sign):
+    """Return {price: quantity} as a flat list."""
+    prices = sorted(levels, reverse=sign > 0)
+    flat = [None] * (2 * len(prices))
+    flat[::2] = prices
+    flat[1::2] = [levels[price] for price in prices]
+    return flat
 
 
 class Book:
@@ -212,8 +252,7 @@ class Book:
     @property
     def crossed(self):
         """True when the best bid is above the best ask; equal prices are locked, which is legal."""
-        bids, asks = self.bids.near, self.asks.near
-        return bool(bids and asks) and bids[-1] + asks[-1] > 0       # an ask's key is minus its price
+        return self.bids.best > self.asks.best
 
     @property
     def overfull(self):
@@ -221,6 +260,9 @@ class Book:
 
     def top(self, depth=None):
         return self.bids.top(depth), self.asks.top(depth)
+
+    def published(self):
+        return self.bids.published(), self.asks.published()
 
     def rescale(self, price_scale, quantity_scale):
         self.bids.rescale(price_scale, quantity_scale)

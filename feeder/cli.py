@@ -17,7 +17,7 @@ COMMANDS = {
     "venues": ("feeder.venues", "list the venues that are supported, and how"),
     "check-config": ("feeder.config", "validate the configuration and say what would be done"),
     "doctor": ("feeder.doctor", "is this host ready, and what to ask its administrator for"),
-    "bench": ("feeder.bench", "measure the machines against stated references"),
+    "bench": ("feeder.bench", "measure what it costs, against stated references"),
 }
 
 

@@ -303,7 +303,6 @@ class Feed:
         self.overlaps += 1
         if self.overlaps == 1:
             self.recovery.echoes(True)
-            self.venue.rebind()
 
     def end_overlap(self, old, line):
         now_ns = clock.wall_ns()
@@ -320,7 +319,6 @@ class Feed:
             self.overlaps -= 1
             if not self.overlaps and not self.closing:
                 self.recovery.echoes(False)
-                self.venue.rebind()
 
         if doubtful:
             self.loop.call_after(DOUBT_NS, judge)

@@ -5,13 +5,20 @@ Hot:  Encoder.trade, bbo, increment; measured by `feeder bench packet` and `pipe
 
     packet   magic  version flags channel | session | sequence | send_ns | count bytes reserved |  40 bytes
     message  type bytes instrument | venue_sequence | event_ns | recv_ns | flags state bids epoch  40 bytes
-    body     definition 112 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 64
+    body     definition 112 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 64 | padding
 
 Little-endian, every message a multiple of 8 bytes, so that a C program can cast it. `sequence` numbers
 messages, not packets (MoldUDP64's idea): a packet without messages is a heartbeat and states the next one.
 
 The encoder writes into one buffer, made once; what does not fit sends what is there first. An event may
 span messages and packets; its last message carries LAST and readers apply nothing before they have it.
+
+In a burst full packets may wait for the next ones, to leave with them in one call: UDP_SEGMENT (net/udp.py), which
+wants all but the last of them equally long. What is free at the end of a packet becomes a PADDING message.
+
+    | full packet | full packet | packet being filled ...  |
+    0                           start         used         limit
+
 Not here: sockets, and clocks (the caller gives `clock_ns`).
 """
 
@@ -40,8 +47,8 @@ assert PACKET.size == MESSAGE.size == 40 and DEFINITION_BODY.size == 112 and STA
 assert ORDER_BOOK_ITEM.size == 16 and TRADE_ITEM.size == BBO_BODY.size == 32
 assert TRADE_MESSAGE.size == BBO_MESSAGE.size == 72
 
-DEFINITION, SNAPSHOT, INCREMENT, TRADE, BBO, STATUS = 1, 2, 3, 4, 5, 6
-TYPE_NAMES = {1: "definition", 2: "snapshot", 3: "increment", 4: "trade", 5: "bbo", 6: "status"}
+DEFINITION, SNAPSHOT, INCREMENT, TRADE, BBO, STATUS, PADDING = 1, 2, 3, 4, 5, 6, 7
+TYPE_NAMES = {1: "definition", 2: "snapshot", 3: "increment", 4: "trade", 5: "bbo", 6: "status", 7: "padding"}
 
 LAST, FIRST, REFRESH = 1, 2, 4   # message flags: ends an event; begins a snapshot; repeats for late joiners
 HEARTBEAT, END = 1, 2         # packet flags: nothing but the next sequence; the session is over
@@ -50,6 +57,7 @@ ALL_INSTRUMENTS = 0xFFFFFFFF  # instrument id of a status that concerns a whole 
 MAX_PACKET_BYTES = 65_507     # IPv4 has no room for more; the sizes in headers are 16 bits too
 DEFAULT_PACKET_BYTES = 1472   # Ethernet's 1,500 less IPv4 and UDP headers
 BODY_OFFSET = MESSAGE.size
+SHARING = 4                   # packets that have to share a wait to make it worth while, see Encoder.full
 
 Packet = namedtuple("Packet", "channel flags session sequence send_ns message_count messages")
 Definition = namedtuple("Definition", "instrument_id venue symbol name price_exponent quantity_exponent depth tick lot")
@@ -57,6 +65,7 @@ Book = namedtuple("Book", "type instrument_id venue_sequence event_ns recv_ns fl
 Trade = namedtuple("Trade", "instrument_id venue_sequence event_ns recv_ns state epoch item")
 Bbo = namedtuple("Bbo", "instrument_id venue_sequence event_ns recv_ns state epoch bid ask")
 Status = namedtuple("Status", "instrument_id venue_sequence recv_ns state epoch reason connected venue text")
+Padding = namedtuple("Padding", "instrument_id")
 
 
 class OrderBookItem(namedtuple("OrderBookItem", "price quantity")):
@@ -105,6 +114,7 @@ class Encoder:
     """Fills datagrams and hands each full one to `emit(memoryview)`, valid during that call only.
 
     Args: session, ns since the epoch at start, unique per run; channel 0..65535; clock_ns() for send_ns.
+    After gather() a call of `emit` may bring several, one behind the other.
     """
 
     def __init__(self, session, channel, emit, clock_ns, packet_bytes=DEFAULT_PACKET_BYTES):
@@ -114,27 +124,87 @@ class Encoder:
         self.channel = channel
         self.emit = emit
         self.clock_ns = clock_ns
-        self.packet_bytes = packet_bytes
-        self.buffer = bytearray(packet_bytes)
+        self.packet_bytes = largest(packet_bytes)
+        self.start = 0                # of the packet being filled; before it lie full ones
+        self.count = 0                # of its messages
+        self.sequence = 1             # of the first of them
+        self.packets = 0
+        self.used = PACKET.size
+        self.full_ns = self.held_ns = 0
+        self.gather(1, 0)
+
+    def gather(self, burst, hold_ns):
+        """From now on, let `emit` have up to `burst` packets at once; all but the last have largest(packet_bytes).
+
+        A full packet then waits for others `hold_ns` at most, and never beyond flush(). burst 1: none waits.
+        """
+        self.flush()
+        self.burst = burst
+        self.hold_ns = hold_ns
+        self.buffer = bytearray(burst * self.packet_bytes)
         self.view = memoryview(self.buffer)
         self.used = PACKET.size
-        self.count = 0
-        self.sequence = 1             # of the first message in the buffer
-        self.packets = 0
+        self.room = self.limit = self.packet_bytes
 
     def flush(self, flags=0):
         """Send what is buffered; nothing to do when there is no message and no flag."""
         count = self.count
-        if not count and not flags:
+        start, used = self.start, self.used
+        if count or flags:
+            PACKET.pack_into(self.buffer, start, MAGIC, VERSION, flags, self.channel, self.session,
+                             self.sequence, self.clock_ns(), count, used - start, 0)
+            self.sequence += count
+            self.count = 0
+            self.packets += 1
+        elif start:
+            used = start              # full ones wait, and the message that came next was refused
+        else:
             return
-        used = self.used
-        PACKET.pack_into(self.buffer, 0, MAGIC, VERSION, flags, self.channel, self.session,
-                         self.sequence, self.clock_ns(), count, used, 0)
-        self.sequence += count
-        self.count = 0
+        if start:
+            self.start = 0
+            self.limit = self.room
         self.used = PACKET.size
-        self.packets += 1
         self.emit(self.view[:used])
+
+    def full(self, may_pad=True):
+        """End the packet, since the next message goes into another one: it leaves, or waits for those that follow it.
+
+        It waits only where packets come so fast that SHARING of them do so together: elsewhere the call that is
+        saved is little beside the work between two of them, and the wait is long.
+        """
+        if self.burst == 1:
+            return self.flush()
+        start, stop = self.start, self.start + self.packet_bytes
+        free = stop - self.used
+        now_ns = self.clock_ns()
+        is_fast = (now_ns - self.full_ns) * SHARING <= self.hold_ns
+        self.full_ns = now_ns
+        self.room = self.packet_bytes - MESSAGE.size if is_fast else self.packet_bytes    # what is left takes a PADDING
+        if not start:
+            self.held_ns = now_ns
+        if (not is_fast or stop == len(self.buffer) or now_ns - self.held_ns > self.hold_ns
+                or free and (free < MESSAGE.size or not may_pad)):
+            self.flush()              # with those that waited: the last one may be shorter
+            self.limit = self.room
+            return
+        if free:
+            MESSAGE.pack_into(self.buffer, self.used, PADDING, free, ALL_INSTRUMENTS, 0, 0, 0, LAST, 0, 0, 0)
+            self.view[self.used + MESSAGE.size:stop] = bytes(free - MESSAGE.size)
+            self.count += 1
+        PACKET.pack_into(self.buffer, start, MAGIC, VERSION, 0, self.channel, self.session, self.sequence, now_ns,
+                         self.count, self.packet_bytes, 0)
+        self.sequence += self.count
+        self.count = 0
+        self.packets += 1
+        self.start = stop
+        self.used = stop + PACKET.size
+        self.limit = stop + self.room
+
+    def beyond(self, size):
+        """Return the offset of a message that reaches beyond `limit`: in this packet where it fills it, else in the next."""
+        if self.count and self.used + size != self.start + self.packet_bytes:
+            self.full()
+        return self.used
 
     def heartbeat(self):
         self.flush()
@@ -147,9 +217,7 @@ class Encoder:
 
     def claim(self, size):
         """Return the offset of `size` free bytes, sending what is buffered where there are too few; commit() takes them."""
-        if self.used + size > self.packet_bytes:
-            self.flush()
-        return self.used
+        return self.used if self.used + size <= self.limit else self.beyond(size)
 
     def commit(self, size):
         self.used += size
@@ -157,9 +225,8 @@ class Encoder:
 
     def trade(self, instrument_id, state, epoch, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         at = self.used
-        if at + 72 > self.packet_bytes:
-            self.flush()
-            at = self.used
+        if at + 72 > self.limit:
+            at = self.beyond(72)
         TRADE_MESSAGE.pack_into(self.buffer, at, TRADE, 72, instrument_id, sequence, event_ns, recv_ns,
                                 LAST, state, 0, epoch, trade_id, price, quantity, side)
         self.used = at + 72
@@ -168,9 +235,8 @@ class Encoder:
     def bbo(self, instrument_id, state, epoch, sequence, event_ns, recv_ns,
             bid_price, bid_quantity, ask_price, ask_quantity):
         at = self.used
-        if at + 72 > self.packet_bytes:
-            self.flush()
-            at = self.used
+        if at + 72 > self.limit:
+            at = self.beyond(72)
         BBO_MESSAGE.pack_into(self.buffer, at, BBO, 72, instrument_id, sequence, event_ns, recv_ns,
                               LAST, state, 0, epoch, bid_price, bid_quantity, ask_price, ask_quantity)
         self.used = at + 72
@@ -181,12 +247,11 @@ class Encoder:
         numbers = len(bids) + len(asks)
         size = 40 + 8 * numbers
         at = self.used
-        if at + size > self.packet_bytes:
+        if at + size > self.limit:
             if PACKET.size + size > self.packet_bytes:
                 return self.split_levels(kind, instrument_id, state, epoch, sequence, event_ns, recv_ns,
                                          bids, asks, more_flags)
-            self.flush()
-            at = self.used
+            at = self.beyond(size)
         flags = more_flags | (LAST | FIRST if kind == SNAPSHOT else LAST)
         MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
                           flags, state, len(bids) >> 1, epoch)
@@ -195,16 +260,19 @@ class Encoder:
         self.count += 1
 
     def split_levels(self, kind, instrument_id, state, epoch, sequence, event_ns, recv_ns, bids, asks, more_flags):
-        self.flush()
+        """Write as many levels as a packet holds, and so on: bids, then asks, which may share a part."""
         most = (self.packet_bytes - PACKET.size - MESSAGE.size) // 16 * 2
-        parts = [(bids[at:at + most], ()) for at in range(0, len(bids), most)]
-        parts += [((), asks[at:at + most]) for at in range(0, len(asks), most)]
-        for number, (some_bids, some_asks) in enumerate(parts):
-            flags = more_flags | (LAST if number == len(parts) - 1 else 0)
-            if kind == SNAPSHOT and number == 0:
+        numbers = len(bids) + len(asks)
+        for first in range(0, numbers, most):
+            flags = more_flags | (LAST if first + most >= numbers else 0)
+            if kind == SNAPSHOT and not first:
                 flags |= FIRST
+            some_bids = bids[first:first + most]
+            some_asks = asks[max(0, first - len(bids)):max(0, first + most - len(bids))]
             size = 40 + 8 * (len(some_bids) + len(some_asks))
-            at = self.claim(size)
+            if self.count:
+                self.full(may_pad=not first)       # nothing may stand between the parts
+            at = self.used
             MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
                               flags, state, len(some_bids) >> 1, epoch)
             levels_struct((size - 40) // 8).pack_into(self.buffer, at + 40, *some_bids, *some_asks)
@@ -227,6 +295,11 @@ class Encoder:
         STATUS_BODY.pack_into(self.buffer, at + BODY_OFFSET, reason, connected, 0, 0,
                               field(venue, VENUE_BYTES), field(text, 32))
         self.commit(size)
+
+
+def largest(packet_bytes):
+    """Return the size of a packet that is full to the brim: all messages are multiples of 8 bytes."""
+    return packet_bytes & ~7
 
 
 def field(text, size):
@@ -334,5 +407,9 @@ def read_status(data, at, length):
                   unfield(venue), unfield(text))
 
 
+def read_padding(data, at, length):
+    return Padding(MESSAGE.unpack_from(data, at)[2])
+
+
 READERS = {DEFINITION: read_definition, SNAPSHOT: read_levels, INCREMENT: read_levels,
-           TRADE: read_trade, BBO: read_bbo, STATUS: read_status}
+           TRADE: read_trade, BBO: read_bbo, STATUS: read_status, PADDING: read_padding}

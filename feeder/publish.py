@@ -82,6 +82,8 @@ class Publisher:
         entry = self.entries[instrument.instrument_id]
         entry.events += 1
         entry.book.snapshot(bids, asks)
+        if entry.book.overfull:
+            return self.give_up(entry, "too_many_levels", recv_ns)
         if entry.book.crossed and not instrument.may_cross:
             return self.crossed(entry, sequence, recv_ns)
         self.live(entry, sequence, event_ns, recv_ns)
@@ -101,13 +103,13 @@ class Publisher:
         entry.events += 1
         entry.sequence = sequence
         entry.recv_ns = recv_ns
-        book = entry.book
-        bids, asks = book.increment(bids, asks)
-        if book.overfull:
+        bid_side, ask_side = entry.book.bids, entry.book.asks
+        bids, asks = bid_side.apply(bids), ask_side.apply(asks)
+        if bid_side.overfull or ask_side.overfull:
             return self.give_up(entry, "too_many_levels", recv_ns)
         if not bids and not asks:
             return                                # all of it lay below the published window
-        if book.crossed and not instrument.may_cross:
+        if bid_side.best > ask_side.best and not instrument.may_cross:
             return self.crossed(entry, sequence, recv_ns)
         outside(instrument, bids)
         outside(instrument, asks)
@@ -151,7 +153,7 @@ class Publisher:
         if self.on_fault is not None:
             book = entry.book
             self.on_fault(entry.instrument, "crossed",
-                          f"bid {book.bids.best()} above ask {book.asks.best()} at venue sequence {sequence}")
+                          f"bid {book.bids.best} above ask {book.asks.best} at venue sequence {sequence}")
         self.give_up(entry, "crossed", recv_ns)
 
     def give_up(self, entry, reason, recv_ns):
@@ -161,7 +163,7 @@ class Publisher:
     # -- what is sent besides the events ---------------------------------------------------------------------
 
     def send_book(self, entry, event_ns, flags):
-        bids, asks = entry.book.top(entry.instrument.depth or None)
+        bids, asks = entry.book.published()
         outside(entry.instrument, bids)
         outside(entry.instrument, asks)
         self.encoder.levels(SNAPSHOT, entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence,

@@ -30,7 +30,7 @@ from feeder.counter import Histogram
 from feeder.errors import PacketError
 from feeder.message import LIVE, REASONS, STALE, SYNCING
 from feeder.packet import (ALL_INSTRUMENTS, END, FIRST, LAST, REFRESH, SNAPSHOT, TYPE_NAMES, Bbo, Book, Definition,
-                           Status, Trade, decode)
+                           Padding, Status, Trade, decode)
 
 MAX_CHANNELS = 256
 MAX_INSTRUMENTS = 16_384          # a channel
@@ -79,7 +79,7 @@ class Receiver:
         self.send_latency = Histogram()      # send -> receive, a packet
         self.venue_latency = Histogram()     # the feeder's receive from the venue -> receive, a message
         self.handlers = {Definition: self.on_definition, Book: self.on_book, Trade: self.on_trade,
-                         Bbo: self.on_bbo, Status: self.on_status}
+                         Bbo: self.on_bbo, Status: self.on_status, Padding: self.on_padding}
 
     @property
     def lost(self):
@@ -229,7 +229,7 @@ class Receiver:
         if not is_snapshot and message.recv_ns:       # a snapshot's may be an old time
             self.venue_latency.add(now_ns - message.recv_ns)
         if view.definition is None or not is_snapshot and view.era != channel.era:
-            self.ignored += 1                         # without a definition the depth is unknown
+            self.ignored += 1                         # without a definition nobody knows what the numbers mean
             return
         flags = message.flags
         bids, asks = message.bids, message.asks
@@ -254,7 +254,7 @@ class Receiver:
 
     def on_snapshot(self, channel, view, message, bids, asks):
         in_step = view.era == channel.era
-        fresh_bids, fresh_asks = SideView(-1, view.bids.depth), SideView(1, view.asks.depth)
+        fresh_bids, fresh_asks = SideView(-1), SideView(1)
         fresh_bids.change(bids)
         fresh_asks.change(asks)
         if message.flags & REFRESH:
@@ -311,6 +311,9 @@ class Receiver:
         view = self.note(channel, message)
         if view is not None:
             view.sent_reason = message.reason
+
+    def on_padding(self, channel, message, now_ns):
+        self.by_type["padding"] += 1
 
     # -- reading ---------------------------------------------------------------------------------------------
 
@@ -399,8 +402,7 @@ class View:
         self.clear()
 
     def clear(self):
-        depth = self.definition.depth if self.definition else 0
-        self.bids, self.asks = SideView(-1, depth), SideView(1, depth)
+        self.bids, self.asks = SideView(-1), SideView(1)
         self.has_book = False
         self.pending = None
         self.era = OUT_OF_STEP
@@ -482,21 +484,20 @@ class View:
 
 
 class SideView:
-    """One side as published: best first, at most `depth` levels (0: all).
+    """One side as published, best first: the venue's best levels without a hole, `depth` of them or more.
 
     `keys` are prices, negated for bids, so that ascending is best first on both sides.
     """
 
-    __slots__ = ("sign", "depth", "keys", "quantities")
+    __slots__ = ("sign", "keys", "quantities")
 
-    def __init__(self, sign, depth):
+    def __init__(self, sign):
         self.sign = sign
-        self.depth = depth or MAX_LEVELS + 1
         self.keys = []
         self.quantities = []
 
     def change(self, levels):
-        """Apply one event's [price, quantity, ...], quantity 0 removes; then cut to the depth."""
+        """Apply one event's [price, quantity, ...], quantity 0 removes."""
         sign, keys, quantities = self.sign, self.keys, self.quantities
         numbers = iter(levels)
         for price, quantity in zip(numbers, numbers):
@@ -511,7 +512,6 @@ class SideView:
             elif quantity:
                 keys.insert(at, key)
                 quantities.insert(at, quantity)
-        del keys[self.depth:], quantities[self.depth:]
 
     def __eq__(self, other):
         return self.keys == other.keys and self.quantities == other.quantities

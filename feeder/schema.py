@@ -73,6 +73,8 @@ SCHEMA = tuple(Key(*row) for row in (
     ("hft", "sockets.busy_poll_us", "int", 0, (0, 10_000), "SO_BUSY_POLL of receiving sockets; 0: off"),
     ("hft", "sockets.priority", "int", 0, (0, 6), "SO_PRIORITY of sockets; 0: off"),
     ("hft", "sockets.dscp", "int", 0, (0, 63), "DSCP of packets sent, such as 46 for expedited forwarding; 0: off"),
+    ("hft", "sockets.batch_us", "int", 100, (0, 1_000_000),
+     "longest that a full datagram waits for others, to be sent in one call (UDP_SEGMENT); 0: off"),
     ("hft", "runtime.workers", "int", 4, (0, 64), "most ingest processes, fewer where cores are few; 0: all in one process"),
     ("hft", "runtime.thread_stack_bytes", "int", 3 * MIB, (0, 1024 * MIB),
      "stack of each thread, at least 65536; 0: the system's"),

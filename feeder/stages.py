@@ -10,7 +10,8 @@ Both tell `figures()`, as often as a status is shown, and `report()`, once at th
 not matter whether who shows them (status.py) is the same process. Those of several Inputs add up (`status.added`).
 Vitals is what each process tells of itself.
 
-Latency is from the moment bytes of a venue were received to the moment the datagram left, per datagram.
+Latency is from the moment bytes of a venue were received to the moment the datagram left, per datagram. Datagrams that
+are full so soon after one another that sending is a good part of the work leave together (sockets.batch_us).
 """
 
 import logging
@@ -25,6 +26,7 @@ from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed, Hosts
 from feeder.log import Limited
 from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
 from feeder.net import PacketSender
+from feeder.packet import largest
 
 log = logging.getLogger("feeder.run")
 
@@ -135,7 +137,9 @@ class Output:
         self.recent = Histogram()               # since then
         self.limited = Limited(log, 10)
         output = config.output
-        options = measures.socket_options(config.hft, 0, output.send_buffer_bytes)
+        self.hold_ns = config.hft.sockets.batch_us * clock.MICROSECOND
+        options = measures.socket_options(config.hft, 0, output.send_buffer_bytes,
+                                          largest(output.packet_bytes) if self.hold_ns else 0)
         self.sender = PacketSender(output.group, output.port, ttl=output.ttl, interface=output.interface,
                                    loopback=output.loopback, send_buffer_bytes=options.send_buffer_bytes,
                                    options=options)
@@ -143,13 +147,14 @@ class Output:
         self.sent_at_beat = 0
         self.faults = {}                        # venue -> the last fault of a book
 
-    def emit(self, datagram):
-        self.sender.send(datagram)
+    def emit(self, datagrams):
+        count = self.sender.send(datagrams)
         received_ns = self.publisher.received_ns
         if received_ns:
-            self.recent.add(clock.stopwatch_ns() - received_ns)
+            self.recent.add(clock.stopwatch_ns() - received_ns, count)
 
     def start(self):
+        self.publisher.encoder.gather(self.sender.burst, self.hold_ns)
         self.heartbeat()
         self.refresh()
 
@@ -160,6 +165,8 @@ class Output:
         if self.sender.sent == self.sent_at_beat:
             self.publisher.encoder.heartbeat()
         self.sent_at_beat = self.sender.sent
+        if self.publisher.encoder.burst > self.sender.burst:     # the kernel said meanwhile that it cannot
+            self.publisher.encoder.gather(self.sender.burst, 0)
 
     def refresh(self):
         count = max(1, len(self.publisher.entries))
@@ -192,7 +199,8 @@ class Output:
         p50, p99 = recent.percentiles((50, 99))
         sender, encoder = self.sender, self.publisher.encoder
         return {"session": encoder.session, "packets": sender.sent, "bytes": sender.bytes, "not_sent": sender.dropped,
-                "send_errors": sender.errors, "send_buffer_bytes": sender.send_buffer_bytes,
+                "send_errors": sender.errors, "bursts": sender.bursts, "burst_way": sender.burst_text,
+                "send_buffer_bytes": sender.send_buffer_bytes,
                 "published_messages": encoder.sequence - 1, "states": states,
                 "recent_ns": {"p50": p50, "p99": p99, "max": recent.max}, "latency_ns": self.latency.summary(),
                 "faults": self.faults, "entries": list(map(shown_entry, self.publisher.entries[:shown]))}

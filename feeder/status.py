@@ -134,6 +134,7 @@ class Status:
             "messages": messages, "messages_per_second": round(messages / seconds),
             "packets": output["packets"], "packets_per_second": round(output["packets"] / seconds),
             "bytes": output["bytes"], "not_sent": output["not_sent"], "send_errors": output["send_errors"],
+            "bursts": output["bursts"], "burst_way": output["burst_way"],
             "send_buffer_bytes": output["send_buffer_bytes"], "published_messages": output["published_messages"],
             "books": self.states(), "gaps": sum(row.get("gaps", 0) for row in rows),
             "resyncs": sum(row.get("resyncs", 0) for row in rows), "latency_ns": output["latency_ns"],

@@ -146,3 +146,8 @@ def book_decimals(entry):
     """Return the whole of a publisher's book as Market.top() would."""
     instrument = entry.instrument
     return tuple(decimals(side, instrument.price_decimals, instrument.quantity_decimals) for side in entry.book.top())
+
+
+def is_best(heard, true, depth):
+    """Return True if a listener's side is the beginning of the true one, at least `depth` levels of it (0: all)."""
+    return list(heard) == list(true[:len(heard)]) and len(heard) >= min(depth or len(true), len(true))

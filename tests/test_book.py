@@ -5,7 +5,7 @@ import random
 import pytest
 
 from feeder import book as book_module
-from feeder.book import Book
+from feeder.book import FAR, Book
 
 
 class Model:
@@ -27,31 +27,17 @@ class Model:
         return (flat(sorted(bids.items(), reverse=True)[:depth]), flat(sorted(asks.items())[:depth]))
 
 
-class Receiver(Model):
-    """Who knows only what was published, and cuts each side to the depth."""
-
-    def __init__(self, depth):
-        super().__init__()
-        self.depth = depth
-
-    def apply(self, bids, asks):
-        super().apply(bids, asks)
-        if self.depth:
-            bids, asks = self.top(self.depth)
-            self.sides = dict(zip(bids[::2], bids[1::2])), dict(zip(asks[::2], asks[1::2]))
-
-
 def flat(levels):
     return [number for level in levels for number in level]
 
 
 def storm(seed, depth, spread, steps, monkeypatch):
-    """Random events round a walking price; every step is compared with the model and with a receiver."""
-    monkeypatch.setattr(book_module, "KEEP", 2)
-    monkeypatch.setattr(book_module, "GROW", 3)
+    """Random events round a walking price; every step is compared with the model, and with one who was told only what is published."""
+    monkeypatch.setattr(book_module, "WINDOW", (2, 3))
+    monkeypatch.setattr(book_module, "RESERVE", (3, 6))
     print(f"seed {seed} depth {depth} spread {spread}")
     rng = random.Random(seed)
-    book, model, receiver = Book(depth), Model(), Receiver(depth)
+    book, model, receiver = Book(depth), Model(), Model()
     middle = 10_000
     for step in range(steps):
         middle += rng.choice((-1, 0, 0, 1)) * rng.choice((0, 1, 3, 40))
@@ -69,18 +55,19 @@ def storm(seed, depth, spread, steps, monkeypatch):
         if step % 97 == 0:
             model.apply(bids, asks)
             book.snapshot(*model.top())
-            receiver = Receiver(depth)
-            receiver.apply(*book.top(depth or None))
+            receiver = Model()
+            receiver.apply(*book.published())
         else:
             model.apply(bids, asks)
             receiver.apply(*book.increment(bids, asks))
         book.check()
         assert book.top() == model.top()
         assert book.top(5) == model.top(5)
-        assert receiver.top() == model.top(depth or None)
+        assert receiver.top() == book.published()
+        assert receiver.top(depth or None) == model.top(depth or None)
         bid, ask = model.sides
-        assert book.bids.best() == (max(bid) if bid else None)
-        assert book.asks.best() == (min(ask) if ask else None)
+        assert book.bids.best == max(bid, default=-FAR)
+        assert book.asks.best == min(ask, default=FAR)
         assert not book.crossed
     return book
 
@@ -90,7 +77,7 @@ def storm(seed, depth, spread, steps, monkeypatch):
 def test_equals_model(seed, depth, spread, monkeypatch):
     book = storm(seed, depth, spread, 300, monkeypatch)
     if (depth, spread) == (1, 3):
-        assert book.bids.refills > 10, "the storm should have emptied the sorted part now and then"
+        assert book.bids.moves > 10, "the storm should have moved the bounds now and then"
 
 
 @pytest.mark.stress
@@ -102,7 +89,7 @@ def test_equals_model_long(seed, monkeypatch):
 def test_removing_an_unknown_level_is_normal():
     book = Book()
     book.snapshot([100, 1], [101, 1])
-    assert book.increment([90, 0], [110, 0]) == ([90, 0], [110, 0])   # told, for the window is not full
+    assert book.increment([90, 0], [110, 0]) == ([], [])
     assert book.top() == ([100, 1], [101, 1])
     book.check()
 
@@ -116,11 +103,14 @@ def test_crossed_and_locked():
     assert book.crossed
 
 
-def test_changes_beyond_the_depth_are_not_published():
-    book = Book(depth=2)
-    book.snapshot([100, 1, 99, 1, 98, 1], [101, 1])
+def test_changes_below_the_window_are_not_published():
+    book = Book(depth=1)
+    book.snapshot([100, 1, 99, 1, 98, 1, 97, 1], [])
+    assert book.published() == ([100, 1, 99, 1], [])
     assert book.increment([98, 7, 50, 3], []) == ([], [])
-    assert book.increment([99, 0], []) == ([99, 0, 98, 7], [])
+    assert book.increment([100, 0, 99, 0], []) == ([100, 0, 99, 0, 97, 1, 98, 7], []), "what comes in is told"
+    assert book.increment([101, 1, 102, 1], []) == ([101, 1, 102, 1, 97, 0, 98, 0], []), "what goes out is removed"
+    book.check()
 
 
 def test_rescale_keeps_every_level():
@@ -131,19 +121,26 @@ def test_rescale_keeps_every_level():
     book.check()
 
 
-def test_far_levels_are_kept_and_bounded(monkeypatch):
-    monkeypatch.setattr(book_module, "MAX_LEVELS", 10)
-    book = Book()
+@pytest.mark.parametrize("depth", [0, 1, 20])
+def test_levels_are_kept_and_bounded(depth, monkeypatch):
+    monkeypatch.setattr(book_module, "MAX_LEVELS", 1_000)
+    book = Book(depth)
     book.snapshot([10**9, 1], [10**9 + 1, 1])
-    book.increment([n for price in range(1, 10) for n in (price, 1)], [])
-    assert not book.overfull and len(book.bids) == 10
-    book.increment([11, 1], [])
+    book.increment([n for price in range(1, 1_000) for n in (price, 1)], [])
+    assert not book.overfull and len(book.bids) == 1_000
+    book.check()
+    for price in range(2_000, 3_000):                     # what lies in the reserve is noticed a little later
+        book.increment([price, 1], [])
+    assert book.overfull and len(book.bids) == 2_000
+    book.snapshot([5, 1], [6, 1])
+    assert not book.overfull and book.top() == ([5, 1], [6, 1])
+    book.snapshot([n for price in range(1, 1_002) for n in (price, 1)], [])
     assert book.overfull
 
 
 def test_the_check_can_fail():
     book = Book()
     book.snapshot([100, 1], [101, 1])
-    book.bids.levels[5] = 5
+    book.bids.deep[500] = 5
     with pytest.raises(AssertionError):
         book.check()

@@ -171,7 +171,7 @@ def test_a_receiver_of_the_packets_ends_with_the_publishers_books(path):
         view = views[instrument.venue, instrument.symbol]
         assert view.state == LIVE and view.trades == entry.trades and view.bbos == entry.bbos
         assert view.last_venue_sequence <= entry.sequence       # events wholly below the window are not published
-        for side, own, sign in zip((view.bids, view.asks), entry.book.top(20), (-1, 1)):
+        for side, own, sign in zip((view.bids, view.asks), entry.book.published(), (-1, 1)):
             assert [sign * key for key in side.keys] == [price * instrument.price_factor for price in own[::2]]
             assert side.quantities == [quantity * instrument.quantity_factor for quantity in own[1::2]]
 

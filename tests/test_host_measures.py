@@ -66,7 +66,7 @@ def test_baseline_is_none_and_tuned_is_as_configured():
     assert repr(tuned) == repr(configuration.builtin().hft)
     on = {measure.name for measure in MEASURES if value(tuned, measure) != measure.off}
     assert on == {"names", "malloc", "thread-stack", "lock", "prefault", "pin", "timer-slack", "switch-interval",
-                  "event-interval", "buffers", "gc"}
+                  "event-interval", "buffers", "batch", "gc"}
     assert tuned.runtime.event_interval == 61 and tuned.runtime.thread_stack_bytes == 3 << 20
 
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+from contextlib import closing
 
 import pytest
 
@@ -15,8 +16,8 @@ from feeder import listen
 from feeder.clock import wall_ns
 from feeder.errors import ConfigError, FeederError, HostError
 from feeder.instrument import Instrument
-from feeder.message import LIVE, REASON_CODES, STALE
-from feeder.net import PacketSender
+from feeder.message import BUY, LIVE, REASON_CODES, STALE
+from feeder.net import PacketSender, SocketOptions
 from feeder.packet import INCREMENT, SNAPSHOT, Encoder
 
 GROUP = "239.192.77.5"
@@ -125,7 +126,7 @@ def test_everything_arrives(multicast, tmp_path, capsys):
     assert code == report["exit_code"] == 0
     assert (report["messages"], report["packets"], report["lost"], report["gaps"]) == (MESSAGES, 11, 0, [])
     assert report["messages_by_type"] == {"definition": 2, "snapshot": 2, "increment": 10, "trade": 10, "bbo": 10,
-                                          "status": 0}
+                                          "status": 0, "padding": 0}
     spot, usdm = report["instruments"]
     assert (spot["venue"], spot["symbol"], spot["state"], spot["epoch"]) == ("binance_spot", "BTCUSDT", "live", 1)
     assert (spot["events"], spot["trades"], spot["last_venue_sequence"]) == (11, 10, 110)
@@ -283,3 +284,29 @@ def test_signal_ends_with_summary_and_report(multicast, number):
     assert first["type"] == "session"
     assert child.returncode == 0, err
     assert b"listened" in err and b"Traceback" not in err and b"Warning" not in err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="UDP_GRO is Linux's")
+@pytest.mark.parametrize("more", [(), ("--coalesce",), ("--coalesce", "--print")])
+def test_bursts_are_heard_as_datagrams(multicast, more, capsys):
+    """Padded, and cut by the kernel or by the listener: every message once, none unknown, no gap."""
+    port = free_port()
+    sender = PacketSender(GROUP, port, options=SocketOptions(segment_bytes=1472))
+    encoder = Encoder(1, 0, sender.send, wall_ns)
+    encoder.gather(sender.burst, 10**9)
+    with closing(sender), listen.Monitor(parse("--group", GROUP, "--port", port, *more)) as monitor:
+        for number in range(500):
+            encoder.trade(3, LIVE, 1, number, 2, 3, number, 4, 5, BUY)
+        encoder.end()
+        assert sender.bursts == 1 and sender.sent == 28
+        while monitor.heard.packets < sender.sent:
+            monitor.on_readable()
+        heard = monitor.heard
+        assert (heard.by_type["trade"], heard.by_type["padding"], heard.messages) == (500, 25, 525)
+        assert (heard.gap_count, heard.errors, heard.unknown_messages) == (0, {}, 0)
+        assert monitor.socket.coalesces == bool(more) and not monitor.faults()
+        assert "or more" not in monitor.loss()
+        monitor.drops = 3
+        assert ("kernel drops 3 or more" in monitor.loss()) == bool(more)
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == (502 if "--print" in more else 0), printed[:3]

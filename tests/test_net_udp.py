@@ -1,15 +1,18 @@
 import errno
+import json
 import os
 import random
 import socket
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from net_peers import loop, run_until  # noqa: F401
 
 from feeder.errors import HostError
-from feeder.net import PacketReceiver, PacketSender
-from feeder.net.udp import MAX_DATAGRAM_BYTES
+from feeder.net import PacketReceiver, PacketSender, SocketOptions, sockets, udp
+from feeder.net.udp import MAX_DATAGRAM_BYTES, NO_SEGMENTS
 
 GROUP = "239.192.7.1"
 LOOPBACK = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
@@ -153,3 +156,192 @@ def test_what_the_kernel_dropped_for_us_can_be_told_from_what_never_came(keep):
         assert [int(fields[12]) for fields in map(str.split, sockets) if fields[9] == inode] == [dropped]
     receiver.close()
     assert receiver.kernel_drops() is None
+
+
+# -- bursts ----------------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="UDP_SEGMENT and UDP_GRO are Linux's")
+SIZE = 1472
+
+
+def bursting(keep, port, group=GROUP, **more):
+    return keep(PacketSender(group, port, options=SocketOptions(segment_bytes=SIZE, **more)))
+
+
+def cut(data, size=SIZE):
+    return [data[at:at + size] for at in range(0, len(data), size)]
+
+
+def drain_bursts(receiver):
+    """Return (datagrams, calls)."""
+    buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
+    found, calls = [], 0
+    while True:
+        got = receiver.receive_burst_into(buffer)
+        if got is None:
+            return found, calls
+        calls += 1
+        found += cut(bytes(buffer[:got[0]]), got[1] or 1) or [b""]
+
+
+@linux
+def test_a_burst_arrives_as_datagrams_whoever_listens(keep):
+    seed = random.randrange(1 << 32)
+    print("seed", seed)
+    dice = random.Random(seed)
+    receivers = [keep(PacketReceiver(GROUP, 0, coalesce=True))]
+    receivers += [keep(PacketReceiver(GROUP, receivers[0].port, coalesce=coalesce)) for coalesce in (True, False, False)]
+    sender = bursting(keep, receivers[0].port)
+    assert sender.burst == 44 and sender.burst_text == "UDP_SEGMENT, 44 x 1472 bytes"
+    sent, many = [], 0
+    for count in [1, 2, 43, 44, 1] + dice.choices(range(1, 45), k=20):
+        last = dice.choice((1, 39, 40, 700, 1471, 1472))
+        data = dice.getrandbits(8 * (SIZE * (count - 1) + last)).to_bytes(SIZE * (count - 1) + last, "little")
+        assert sender.send(memoryview(data)) == count
+        sent += cut(data)
+        many += count > 1
+    assert (sender.sent, sender.bytes, sender.bursts) == (len(sent), sum(map(len, sent)), many)
+    assert sender.dropped == sender.errors == 0
+    for receiver in receivers[:-1]:
+        assert receiver.coalesces == (receiver in receivers[:2])
+        found, calls = drain_bursts(receiver)
+        assert found == sent and (calls < len(sent)) == receiver.coalesces
+    assert drain(receivers[-1]) == sent
+
+
+@linux
+def test_an_empty_datagram_and_nothing_at_all(keep):
+    receiver = keep(PacketReceiver("127.0.0.1", 0, coalesce=True))
+    sender = bursting(keep, receiver.port, "127.0.0.1")
+    assert drain_bursts(receiver) == ([], 0)
+    assert sender.send(b"") == sender.send(b"x") == 1
+    assert drain_bursts(receiver) == ([b"", b"x"], 2)
+
+
+def test_receivers_that_do_not_coalesce_say_each_datagrams_size(keep):
+    receiver = keep(PacketReceiver("127.0.0.1", 0))
+    keep(PacketSender("127.0.0.1", receiver.port)).send(b"abc")
+    assert receiver.receive_burst_into(bytearray(2000)) == (3, 3) and receiver.receive_burst_into(bytearray(9)) is None
+
+
+@linux
+def test_what_the_kernel_cannot_cut_goes_one_by_one_from_then_on(keep, caplog):
+    """SO_NO_CHECK makes the real kernel refuse: it leaves the checksums of segments to itself or to the device."""
+    receiver = keep(PacketReceiver(GROUP, 0))
+    sender = bursting(keep, receiver.port)
+    data = bytes(range(256)) * 23                     # four datagrams
+    assert sender.send(data) == 4
+    sender._socket.setsockopt(socket.SOL_SOCKET, 11, 1)
+    assert sender.send(data) == 4 and sender.send(b"one") == 1 and sender.send(data) == 4
+    assert drain(receiver) == cut(data) * 2 + [b"one"] + cut(data)
+    assert (sender.sent, sender.bursts, sender.burst, sender.errors, sender.dropped) == (13, 1, 1, 0, 0)
+    assert sender.burst_text == "one at a time: Invalid argument" and caplog.text.count("Invalid argument") == 1
+    assert sender._socket.getsockopt(socket.IPPROTO_UDP, 103) == 0
+
+
+@linux
+@pytest.mark.parametrize("number", NO_SEGMENTS)
+@pytest.mark.parametrize("first", ["burst", "single"])
+def test_every_way_of_refusing_segments(keep, number, first):
+    receiver = keep(PacketReceiver("127.0.0.1", 0))
+    sender = bursting(keep, receiver.port, "127.0.0.1")
+    really = sender._send
+
+    def send(datagrams):
+        if sender._socket.getsockopt(socket.IPPROTO_UDP, 103):
+            raise OSError(number, os.strerror(number))
+        return really(datagrams)
+
+    sender._send = send
+    data = bytes(5000)
+    for what in (data, b"one") if first == "burst" else (b"one", data):
+        assert sender.send(what) == len(cut(what))
+    assert sorted(map(len, drain(receiver))) == [3, 584, SIZE, SIZE, SIZE]
+    assert sender.burst == 1 and sender.errors == sender.dropped == 0 and os.strerror(number) in sender.burst_text
+
+
+@linux
+@pytest.mark.parametrize("number, counter", [(errno.EAGAIN, "dropped"), (errno.ENOBUFS, "dropped"),
+                                             (errno.EPERM, "errors"), (errno.ENETUNREACH, "errors")])
+def test_what_does_not_go_together_is_tried_alone_and_counted_alone(keep, number, counter):
+    """The buffer takes two more: a burst fails as a whole, then two of its datagrams leave."""
+    sender = bursting(keep, 9)
+    left = []
+
+    def send(datagrams):
+        if len(datagrams) > SIZE or len(left) >= 2:
+            raise OSError(number, os.strerror(number))
+        left.append(bytes(datagrams))
+        return len(datagrams)
+
+    sender._send = send
+    assert sender.send(bytes(SIZE) * 4 + b"last") == 2
+    assert left == [bytes(SIZE)] * 2 and sender.sent == 2 and getattr(sender, counter) == 3
+    assert sender.dropped + sender.errors == 3 and sender.burst == 44        # it may go together the next time
+    assert sender.bytes == 2 * SIZE and sender.bursts == 0
+
+
+@linux
+def test_a_burst_to_nobody_and_then_to_somebody(keep):
+    receiver = PacketReceiver("127.0.0.1", 0)
+    port = receiver.port
+    receiver.close()
+    sender = bursting(keep, port, "127.0.0.1")
+    for _ in range(5):
+        assert sender.send(bytes(5000)) == 4          # a refusal is that of the one before
+    assert sender.errors > 0 and sender.burst == 44
+    receiver = keep(PacketReceiver("127.0.0.1", port))
+    assert sender.send(bytes(5000)) == 4 and len(drain(receiver)) == 4
+
+
+@linux
+def test_more_than_a_call_takes_goes_one_by_one(keep):
+    receiver = keep(PacketReceiver(GROUP, 0))
+    sender = bursting(keep, receiver.port)
+    assert sender.send(bytes(SIZE * 45)) == 45 and sender.bursts == 0 and sender.burst == 44
+    assert len(drain(receiver)) == 45
+    small = keep(PacketSender(GROUP, receiver.port, options=SocketOptions(segment_bytes=256)))
+    assert small.burst == 64 and small.send(bytes(256 * 64)) == 64 and small.bursts == 1
+    assert list(map(len, drain(receiver))) == [256] * 64
+
+
+def test_without_the_option_or_with_too_small_an_mtu_it_says_so(keep, monkeypatch, caplog):
+    monkeypatch.setattr(udp, "HEADERS_BYTES", 70_000)
+    if sys.platform.startswith("linux"):
+        sender = bursting(keep, 9)
+        assert sender.burst == 1 and "one at a time: datagrams of 1472 bytes do not fit into the MTU of" in sender.burst_text
+        assert sender._socket.getsockopt(socket.IPPROTO_UDP, 103) == 0
+    monkeypatch.setattr(sockets, "LINUX", False)
+    receiver = keep(PacketReceiver("127.0.0.1", 0))
+    sender = bursting(keep, receiver.port, "127.0.0.1")
+    assert sender.burst == 1 and sender.burst_text == "one at a time: segment_bytes: Linux only"
+    assert sender.send(bytes(3000)) == 3 and list(map(len, drain(receiver))) == [SIZE, SIZE, 56]
+
+
+def test_a_sender_that_was_not_asked_to_cut_does_not(keep):
+    receiver = keep(PacketReceiver("127.0.0.1", 0))
+    sender = keep(PacketSender("127.0.0.1", receiver.port))
+    assert sender.send(bytes(5000)) == 1 and list(map(len, drain(receiver))) == [5000]
+    assert sender.burst_text == "not asked for"
+
+
+@linux
+@pytest.mark.parametrize("way, bursts", [("burst", 868), ("plain", 0), ("cut", 444)])
+def test_20_000_datagrams_in_bursts_between_processes_and_none_lost(way, bursts):
+    done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", str(Path(__file__).with_name("udp_peers.py")), way],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
+    print(done.stdout, done.stderr)
+    found = json.loads(done.stdout)
+    assert done.returncode == 0 and found["sent"] == 20_000 and found["bursts"] == bursts
+    coalescing, single = found["receivers"]
+    assert coalescing["received"] == single["received"] == single["calls"] == 20_000
+    assert coalescing["calls"] < 12_000 if way != "plain" else coalescing["calls"] == 20_000
+
+
+@linux
+def test_a_burst_dropped_counts_once_where_it_is_taken_whole(keep):
+    receiver = keep(PacketReceiver("127.0.0.1", 0, coalesce=True, recv_buffer_bytes=200_000))
+    sender = bursting(keep, receiver.port, "127.0.0.1")
+    assert sum(sender.send(bytes(44 * SIZE)) for _ in range(40)) == 40 * 44
+    found, calls = drain_bursts(receiver)
+    assert len(found) == 44 * calls and 0 < receiver.kernel_drops() == 40 - calls

@@ -7,7 +7,7 @@ from mutate import MUTATIONS
 from support import BINANCE, dice
 from test_venue_binance import samples
 
-from feeder import packet
+from feeder import book, packet
 from feeder.errors import RangeError
 from feeder.fixed import INT64_MAX, to_text
 from feeder.instrument import Instrument
@@ -147,7 +147,7 @@ def test_the_epoch_wraps_to_one():
     assert desk.take()[-1].epoch == 1
 
 
-def test_only_the_published_depth_leaves_and_the_receiver_follows():
+def test_only_the_window_leaves_and_the_receiver_follows():
     rng = dice(11)
     desk = Desk(depth=5)
     coin, = desk.instruments
@@ -157,7 +157,8 @@ def test_only_the_published_depth_leaves_and_the_receiver_follows():
         bids = [n for _ in range(rng.randrange(4)) for n in (9_990 - rng.randrange(40), rng.choice((0, 0, 7)))]
         asks = [n for _ in range(rng.randrange(4)) for n in (10_010 + rng.randrange(40), rng.choice((0, 0, 7)))]
         desk.publisher.increment(coin, sequence, 0, sequence, bids, asks)
-    view, (bids, asks) = desk.view(), desk.publisher.entries[0].book.top(5)
+    view, (bids, asks) = desk.view(), desk.publisher.entries[0].book.published()
+    assert 5 <= len(bids) // 2 <= 15 and 5 <= len(asks) // 2 <= 15
     assert [-key for key in view.bids.keys] == [price * 10**6 for price in bids[::2]]
     assert view.asks.keys == [price * 10**6 for price in asks[::2]]
     assert view.asks.quantities == [quantity * 10**5 for quantity in asks[1::2]]
@@ -416,3 +417,15 @@ def test_one_message_with_too_many_decimals_does_not_kill_its_instrument():
     assert entry.state == LIVE
     assert entry.book.top() == ([6183764000000, 150000000, 6183700000000, 100000000], [6183900000000, 100000000])
     assert instrument.price_exponent == -8
+
+
+def test_a_book_with_too_many_levels_is_given_up(monkeypatch):
+    monkeypatch.setattr(book, "MAX_LEVELS", 100)
+    desk = Desk()
+    coin, = desk.instruments
+    for _ in range(2):
+        desk.publisher.snapshot(coin, 1, 0, 1, [10_000, 5], [10_001, 6])
+        desk.publisher.increment(coin, 2, 0, 2, [n for price in range(1, 200) for n in (price, 1)], [])
+        assert (desk.view().state, desk.view().reason) == (STALE, "too_many_levels")
+    desk.publisher.snapshot(coin, 3, 0, 3, [n for price in range(1, 200) for n in (price, 1)], [])
+    assert desk.view().state == STALE and desk.resyncs[-1][1] == "too_many_levels"

@@ -77,7 +77,7 @@ class Publisher:
         for side in self.books[number]:
             for price in [price for price, quantity in side.items() if not quantity]:
                 del side[price]
-        changes = map(differences, before, self.window(number), self.books[number])
+        changes = map(differences, before, self.window(number))
         self.encoder.levels(INCREMENT, number, LIVE, self.epochs[number], self.encoder.sequence, START,
                             self.now_ns, *changes)
         self.remember(number)
@@ -118,10 +118,10 @@ def flat(levels):
     return [value for level in levels for value in level]
 
 
-def differences(old, new, side):
-    """Return the flat changes that turn the window `old` into `new`; levels pushed out of it are not told."""
-    before = dict(old)
-    return flat([(price, 0) for price in before if price not in side] +
+def differences(old, new):
+    """Return the flat changes that turn the window `old` into `new`."""
+    before, after = dict(old), dict(new)
+    return flat([(price, 0) for price in before if price not in after] +
                 [(price, quantity) for price, quantity in new if before.get(price) != quantity])
 
 
@@ -237,8 +237,9 @@ def test_books_of_the_real_publisher(depth, packet_bytes):
         assert view.state == publisher.entries[0].state == LIVE
         assert event % 7 or view.last_venue_sequence == event
         for side, truth in ((view.bids, book.bids), (view.asks, book.asks)):
-            flat_truth = truth.top(depth or None)
-            assert flat(side.levels()) == [value * (10**6, 10**5)[at % 2] for at, value in enumerate(flat_truth)]
+            flat_truth = truth.top()
+            assert len(side) >= min(depth or len(truth), len(truth))
+            assert flat(side.levels()) == [value * (10**6, 10**5)[at % 2] for at, value in enumerate(flat_truth[:2 * len(side)])]
     assert heard.mismatches == heard.crossed == heard.lost == 0 and view.refreshes == 286
 
 

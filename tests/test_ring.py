@@ -407,7 +407,7 @@ def test_a_writer_killed_at_random_long(shared):
 
 
 def test_the_bench_of_hops_checks_its_answer():
-    from feeder.bench import ring_round      # not above: the other process starts from this file, too
+    from feeder.bench.ring import ring_round      # not above: the other process starts from this file, too
     hops, words, rate = ring_round(300)
     assert hops.count == words.count == 300 and hops.negative == words.negative == 0 and rate > 0
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import machines
 import pytest
-from support import PROJECT, book_decimals, dice
+from support import PROJECT, book_decimals, dice, is_best
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
@@ -130,8 +130,7 @@ class Truth:
         if sides is None:
             return None
         tick, lot = self.scales(key, definition)
-        depth = definition.depth or None
-        return tuple([(price * tick, lots * lot) for price, lots in side[:depth]] for side in sides)
+        return tuple([(price * tick, lots * lot) for price, lots in side] for side in sides)
 
     def quote(self, key, sequence, definition):
         quote = self.quotes[key].get(sequence)
@@ -205,7 +204,7 @@ class Witness:
         if view.state != LIVE:
             return self.note(view, f"published live, but {view.state} here at {message.venue_sequence}")
         true = self.truth.book((view.venue, view.symbol), message.venue_sequence, view.definition)
-        if (view.bids.levels(), view.asks.levels()) == true:
+        if true and all(map(is_best, (view.bids.levels(), view.asks.levels()), true, [view.definition.depth] * 2)):
             self.books += 1
         else:
             self.note(view, f"book at {message.venue_sequence} is not the true one" if true else
@@ -310,7 +309,7 @@ class Rig(Live):
             heard = tuple([(Decimal(price).scaleb(definition.price_exponent),
                             Decimal(quantity).scaleb(definition.quantity_exponent))
                            for price, quantity in side.levels()] for side in (view.bids, view.asks))
-            assert view.state == LIVE and heard == tuple(side[:definition.depth or None] for side in true)
+            assert view.state == LIVE and all(map(is_best, heard, true, [definition.depth] * 2))
             levels += sum(map(len, true))
         return levels
 
@@ -363,7 +362,7 @@ def run_beside_a_child(seconds, rate):
             counts, decoders = status[name]["counts"], report["decoders"][name]
             assert decoders["likely"] + decoders["unlikely"] - decoders["kinds"]["ack"] == sum(
                 counts[kind] for kind in ("depth", "bookTicker", "trade" if name == SPOT else "aggTrade"))
-            assert decoders["likely"] > 0.98 * (decoders["likely"] + decoders["unlikely"])
+            assert decoders["unlikely"] < 40 * 10, "a layout is learned once, and ten instruments have few each"
         assert len(made.entries) == 20 and report["gaps"] == report["resyncs"] == 0
         print(f"{report['messages']:,} messages in {report['seconds']:.1f} s ({report['messages_per_second']:,}/s), "
               f"{report['packets']:,} packets, {made.witness.receiver.messages:,} messages heard, "

@@ -1,6 +1,6 @@
 """Binance's dialects: what each message becomes, and that both decoding paths agree on anything that may come.
 
-The likely path (learned patterns) has one rival, `decode_json`. Two venues, each with instruments of its own, get
+The likely path (learned layouts) has one rival, `decode_json`. Two venues, each with instruments of its own, get
 the same messages; one decodes by whichever path it likes, the other by json only. Their calls must be the same.
 """
 
@@ -15,7 +15,7 @@ from support import BINANCE, CAPTURES, Recorder, dice, recordings
 from feeder import capture
 from feeder.errors import NumberError, VenueError
 from feeder.message import BUY, SELL
-from feeder.venue import VENUES
+from feeder.venue import VENUES, binance
 from feeder.venue.contract import ACK, ERROR, GAP, NEXT, OLD, SHUTDOWN, Instruments
 
 SPOT = [
@@ -73,7 +73,7 @@ class Rivals:
     def __init__(self, name):
         self.by_any, self.by_json = venue_of(name), venue_of(name)
         self.likely = 0
-        self.by_json.levels_slot = lambda instrument: None         # so that snapshots go by json, too
+        self.by_json.levels_pattern = lambda instrument: None         # so that snapshots go by json, too
 
     def feed(self, payload):
         """Return how it went: "likely", "json", or the name of an error."""
@@ -224,7 +224,7 @@ def test_raw_streams_without_a_name_are_read_too():
     venue = venue_of("binance_spot")
     venue.decode(bare.encode(), 5)
     venue.decode(bare.encode(), 5)
-    assert venue.likely == 0 and not venue.routes, "without the stream's name nothing can be learned"
+    assert venue.likely == 0 and not venue.layouts, "without the stream's name nothing can be learned"
 
 
 @pytest.mark.parametrize("kind", ["INSURANCE_FUND", "ADL", "NA"])
@@ -402,19 +402,26 @@ def test_times_in_ms_and_us(time, ns):
         assert calls("binance_spot", text)[0][5 if "depth" in text else 3] == ns < 2**63
 
 
-def test_learning_is_bounded():
+def test_learning_is_bounded(monkeypatch):
     venue = venue_of("binance_spot")
-    for number in range(100):                              # a stream whose shape changes all the time
-        venue.decode(SPOT[1].replace('"M":true', f'"M{number}":true').encode(), 1)
-    assert venue.learned[b"btcusdt@trade"] == 8 and len(venue.patterns) <= 8 and len(venue.routes) == 1
+    for number in range(300):                              # a stream whose layout changes all the time
+        venue.decode(SPOT[1].replace('"M":true', f'"M{chr(97 + number // 20) * (1 + number % 20)}":true').encode(), 1)
+    assert len(venue.layouts) == len(venue.layouts_of[0]) == binance.MAX_LAYOUTS_PER_INSTRUMENT == 256
+    monkeypatch.setattr(binance, "MAX_LAYOUTS", 257)
+    for number in range(3):
+        venue.decode(SPOT[1].replace("BTC", "C" * (1 + number)).replace("btc", "c" * (1 + number)).encode(), 1)
+    assert len(venue.layouts) == 257
 
 
-def test_streams_of_a_kind_share_their_pattern():
-    venue = venue_of("binance_spot")
-    for number in range(50):
-        for _ in range(2):
-            venue.decode(SPOT[1].replace("BTCUSDT", f"C{number}USDT").replace("btcusdt", f"c{number}usdt").encode(), 1)
-    assert venue.likely == 50 and len(venue.routes) == 50 and len(venue.patterns) == 1
+def test_names_that_differ_in_their_digits_are_told_apart():
+    rivals = Rivals("binance_usdm")
+    texts = [text.replace("BTCUSDT", f"BTCUSDT_{day}").replace("btcusdt", f"btcusdt_{day}").encode()
+             for day in (260327, 260626, 260925) for text in FUTURES]
+    assert [rivals.feed(text) for text in texts + texts] == ["json"] * 12 + ["likely"] * 12
+    venue = rivals.by_any
+    assert len(venue.layouts) == len(venue.by_names) == 4 and len(venue.patterns) == 1
+    venue.forget(venue.instruments.all[1])
+    assert [rivals.feed(text) for text in texts] == ["likely"] * 4 + ["json"] * 4 + ["likely"] * 4
 
 
 def test_a_stream_that_changes_its_decimals_is_learned_anew():

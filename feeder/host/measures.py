@@ -52,6 +52,7 @@ MEASURES = tuple(Measure(*row) for row in (              # in the order they are
     ("busy-poll", "sockets", "busy_poll_us", 0, "SO_BUSY_POLL"),
     ("priority", "sockets", "priority", 0, "SO_PRIORITY"),
     ("dscp", "sockets", "dscp", 0, "DSCP marks"),
+    ("batch", "sockets", "batch_us", 0, "sending bursts of datagrams in one call"),
     ("gc", "memory", "gc", "default", "the collector's policy"),
 ))
 
@@ -81,11 +82,11 @@ def from_arguments(args, hft):
             setattr(getattr(hft, measure.section), measure.key, measure.off)
 
 
-def socket_options(hft, recv_buffer_bytes, send_buffer_bytes):
-    """Return the SocketOptions of a socket that shall have these buffers."""
+def socket_options(hft, recv_buffer_bytes, send_buffer_bytes, segment_bytes=0):
+    """Return the SocketOptions of a socket that shall have these buffers, and may send bursts of such datagrams."""
     wanted = (recv_buffer_bytes, send_buffer_bytes) if hft.sockets.buffers else (0, 0)
     return SocketOptions(*wanted, busy_poll_us=hft.sockets.busy_poll_us, priority=hft.sockets.priority,
-                         dscp=hft.sockets.dscp)
+                         dscp=hft.sockets.dscp, segment_bytes=segment_bytes)
 
 
 # -- one process ---------------------------------------------------------------------------------------------
@@ -315,6 +316,12 @@ class Measures:
 
     def _dscp(self, value):
         return self._option(dscp=value)
+
+    def _batch(self, value):
+        if not any(kind == "udp" for _, kind, _, _ in self.buffers):
+            return OFF, "this process sends no datagrams"
+        state, evidence = self._option(segment_bytes=1472)       # any size: whether it is known is the question
+        return state, f"up to {value} us; UDP_SEGMENT {evidence}" if state == ON else evidence
 
     def _gc(self, value):
         self._later(self.collector.close)

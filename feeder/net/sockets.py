@@ -23,6 +23,7 @@ _OPTIONS = {
                      "SO_BUSY_POLL: needs CAP_NET_ADMIN, or sysctl -w net.core.busy_read={0}"),
     "priority": (socket.SOL_SOCKET, 12, lambda asked: asked, "SO_PRIORITY {0}: needs CAP_NET_ADMIN"),
     "dscp": (socket.IPPROTO_IP, socket.IP_TOS, lambda asked: asked << 2, "DSCP {0}: the kernel does not allow it"),
+    "segment_bytes": (socket.IPPROTO_UDP, 103, lambda asked: asked, "UDP_SEGMENT: needs Linux 4.18"),    # udp(7)
 }
 _said = set()                # shortfalls already logged; at most a few sizes for each of the two buffers
 
@@ -34,20 +35,22 @@ class NetworkError(FeederError):
 class SocketOptions:
     """What a socket is asked for; 0 leaves the kernel's own value."""
 
-    __slots__ = ("recv_buffer_bytes", "send_buffer_bytes", "no_delay", "busy_poll_us", "priority", "dscp")
+    __slots__ = ("recv_buffer_bytes", "send_buffer_bytes", "no_delay", "busy_poll_us", "priority", "dscp",
+                 "segment_bytes")
 
     def __init__(self, recv_buffer_bytes=BUFFER_BYTES, send_buffer_bytes=BUFFER_BYTES, no_delay=True, busy_poll_us=0,
-                 priority=0, dscp=0):
+                 priority=0, dscp=0, segment_bytes=0):
         self.recv_buffer_bytes = recv_buffer_bytes
         self.send_buffer_bytes = send_buffer_bytes
         self.no_delay = no_delay
         self.busy_poll_us = busy_poll_us
         self.priority = priority
         self.dscp = dscp
+        self.segment_bytes = segment_bytes
 
 
 def request(sock, options, names):
-    """Ask for the options of these names ("receive", "send", "busy_poll_us", "dscp", "priority") that are not 0.
+    """Ask for the options of these names that are not 0: "receive", "send", and those of _OPTIONS.
 
     In that order: IP_TOS sets the priority, too (ip(7)). Returns [(name, what the kernel gave, remedy or "")] of those
     asked for; each remedy is logged once.

@@ -23,13 +23,14 @@ from feeder.message import BUY, SELL
 from feeder.venue import shape
 from feeder.venue.contract import (ACK, ERROR, GAP, INT64, NEXT, OLD, SHUTDOWN, Command, Line, Listing, Notice, Request,
                                    Venue, VenueFacts, packed)
+from feeder.venue.shape import ZERO, ZEROS, cut_levels
 
 MICROSECONDS_FROM = INT64 // 10**6  # a time from here on would not fit as ms: it is in µs (timeUnit=MICROSECOND)
 MAX_TIME = INT64 // 1_000
-MAX_LEARNED_PER_STREAM = 8      # a stream whose shape keeps changing is not worth learning
-MAX_STREAMS, MAX_PATTERNS = 16_384, 512     # a hostile venue may not make us learn for ever
+MAX_LAYOUTS = 65_536            # a hostile venue may not make us learn for ever; some 700 bytes each
+MAX_LAYOUTS_PER_INSTRUMENT = 256
+MAX_PATTERNS = 512              # of levels: one for all instruments with the same decimals
 STREAMS_PER_MESSAGE = 100       # §2: some 100 per SUBSCRIBE are customary
-STREAM_AT = len('{"stream":"')
 
 SYMBOL = re.compile(r"[^\sa-z/@?&#%,\"\\]+")      # upper case, but not only ASCII since 2025 (§1)
 
@@ -55,9 +56,10 @@ class Binance(Venue):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.routes = {}              # stream name (bytes) -> reader(payload, recv_ns) -> handled?
-        self.learned = {}             # stream name -> how often
-        self.patterns = {}            # pattern -> compiled; streams of one kind mostly share theirs
+        self.layouts = {}             # head, all digits 0 -> how to read what is laid out like it, see cut_depth
+        self.by_names = {}            # the same where names have digits -> {those names: how to read it}
+        self.layouts_of = {}          # instrument_id -> [(head, all digits 0; names with digits)]
+        self.patterns = {}            # pattern -> compiled
 
     # -- endpoints -------------------------------------------------------------------------------------------
 
@@ -83,10 +85,6 @@ class Binance(Venue):
 
     def unsubscribe(self, streams, request_id):
         return self.subscribe(streams, request_id, "UNSUBSCRIBE")
-
-    def rebind(self):
-        self.routes.clear()
-        self.learned.clear()
 
     def symbol_of(self, stream):
         return stream.partition("@")[0].upper()
@@ -118,12 +116,57 @@ class Binance(Venue):
     # -- decoding: the likely path ---------------------------------------------------------------------------
 
     def decode(self, payload, recv_ns):
-        reader = self.routes.get(payload[STREAM_AT:payload.find(b'"', STREAM_AT)])
-        if reader is not None and reader(payload, recv_ns):
+        at = payload.find(b"[") + 1           # levels begin there
+        head = payload[:at] if at else payload
+        alike = self.layouts.get(head.translate(ZEROS))
+        if alike is not None and alike[0](self, alike, head, payload, recv_ns):
             self.likely += 1
             return None
         self.unlikely += 1
         return self.decode_json(payload, recv_ns)
+
+    # `alike` is what was learned of a layout: (one of these, instrument, unpack, firsts, what that one wants). They return
+    # False for a message that only looks alike. No closures: with 2,048 instruments, memory touched is time.
+
+    def cut_depth(self, alike, head, payload, recv_ns):
+        _, instrument, unpack, firsts, match = alike
+        found = match(payload, len(head))
+        if found is None or ZERO in firsts(head):
+            return False
+        time, first, last, *previous = unpack(head.replace(b".", b""))
+        bids, asks = found.groups()
+        self.sink.depth(instrument, int(first), int(last), int(previous[0]) if previous else None, nanoseconds(int(time)),
+                        recv_ns, cut_levels(bids), cut_levels(asks))
+        return True
+
+    def cut_trade(self, alike, head, payload, recv_ns):
+        _, instrument, unpack, firsts, side = alike
+        if ZERO in firsts(head):
+            return False
+        trade_id, price, quantity, time = unpack(head.replace(b".", b""))
+        trade_id, time = int(trade_id), int(time)
+        self.sink.trade(instrument, trade_id, time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000, recv_ns,
+                        trade_id, int(price), int(quantity), side)
+        return True
+
+    def cut_bbo(self, alike, head, payload, recv_ns):
+        _, instrument, unpack, firsts, is_timed = alike
+        if ZERO in firsts(head):
+            return False
+        if is_timed:
+            sequence, bid, bid_quantity, ask, ask_quantity, time = unpack(head.replace(b".", b""))
+            event_ns = nanoseconds(int(time))
+        else:
+            sequence, bid, bid_quantity, ask, ask_quantity = unpack(head.replace(b".", b""))
+            event_ns = 0
+        self.sink.bbo(instrument, int(sequence), event_ns, recv_ns, int(bid), int(bid_quantity), int(ask), int(ask_quantity))
+        return True
+
+    def cut_named(self, alike, head, payload, recv_ns):
+        """For names with digits, which a layout does not tell apart: BTCUSD_260327 and BTCUSD_260626."""
+        _, names_in, by_names = alike
+        alike = by_names.get(names_in(head))
+        return alike is not None and alike[0](self, alike, head, payload, recv_ns)
 
     def compiled(self, pattern):
         match = self.patterns.get(pattern)
@@ -131,114 +174,75 @@ class Binance(Venue):
             match = self.patterns[pattern] = re.compile(pattern).match
         return match
 
-    def learn(self, payload, stream, instrument, kind, data):
-        """Learn the shape of a message that json has read and the sink has taken."""
-        if not stream.isascii() or not stream.startswith(instrument.symbol.lower() + "@"):
+    def learn(self, payload, stream, instrument, kind):
+        """Learn the layout of a message that json has read and the sink has taken."""
+        known = self.layouts_of.setdefault(instrument.instrument_id, [])
+        if len(known) >= MAX_LAYOUTS_PER_INSTRUMENT or len(self.layouts) >= MAX_LAYOUTS or len(self.patterns) >= MAX_PATTERNS:
             return
-        key = stream.encode()
-        times = self.learned.get(key, 0)
-        if (times >= MAX_LEARNED_PER_STREAM or len(self.learned) >= MAX_STREAMS or len(self.patterns) >= MAX_PATTERNS):
-            return
-        if not (payload.startswith(b'{"stream":"' + key + b'","data":{') and payload.endswith(b"}}")
-                and payload.count(b"{") == 2):
-            return                    # what a pattern reads must be where json reads it: in `data` and not deeper
+        if not (stream.isascii() and payload.startswith(b'{"stream":"' + stream.encode() + b'","data":{')
+                and payload.endswith(b"}}") and payload.count(b"{") == 2):
+            return                    # what a layout reads must be where json reads it: in `data` and not deeper
+        head = payload[:payload.find(b"[") + 1] or payload
         price = shape.number_slot(instrument.price_decimals, 18 + instrument.price_exponent)
         quantity = shape.number_slot(instrument.quantity_decimals, 18 + instrument.quantity_exponent)
-        slots = {b"stream": shape.ANY_NAME, b"s": shape.NAME, b"E": shape.TIME}
-        if kind == "depth":
-            levels = self.levels_slot(instrument)
-            if levels is None or not (data["b"] or data["a"]):
-                return
-            slots.update({b"U": shape.COUNT, b"u": shape.COUNT, b"pu": shape.COUNT, b"b": levels, b"a": levels})
-        elif kind == "bbo":
-            slots.update({b"u": shape.COUNT, b"b": price, b"B": quantity, b"a": price, b"A": quantity})
-        else:
-            slots.update({b"T": shape.TIME, b"p": price, b"q": quantity, b"m": shape.BOOLEAN,
-                          b"t" if kind == "trade" else b"a": shape.COUNT})
-        learned = shape.learn(payload, slots)
-        if learned is None:
+        slots = {"depth": {b"E": shape.is_time, b"U": shape.is_count, b"u": shape.is_count, b"pu": shape.is_count},
+                 "bbo": {b"u": shape.is_count, b"E": shape.is_time, b"b": price, b"B": quantity, b"a": price, b"A": quantity},
+                 "trade": {b"t": shape.is_count, b"T": shape.is_time, b"p": price, b"q": quantity},
+                 "aggTrade": {b"a": shape.is_count, b"T": shape.is_time, b"p": price, b"q": quantity}}[kind]
+        layout = shape.learn(head, slots)
+        if layout is None or (kind != "depth" and head is not payload):
             return
-        pattern, names = learned
-        groups = {name.decode(): number for number, name in enumerate(names, 1)}
-        maker = {"depth": self.depth_reader, "bbo": self.bbo_reader}.get(kind, self.trade_reader)
         try:
-            reader = maker(instrument, self.compiled(pattern), groups)
-        except KeyError:              # a field came without its key: not a shape worth knowing
+            alike = getattr(self, f"{kind.lower()}_alike")(instrument, layout, head, payload)
+        except ValueError:            # a field came without its key: not a layout worth knowing
             return
-        self.learned[key] = times + 1
-        self.routes[key] = reader
+        if alike is None:
+            return
+        key, names = head.translate(ZEROS), None
+        if layout.literals is not None:
+            names_in, names = layout.literals
+            by_names = self.by_names.setdefault(key, {})
+            by_names[names] = alike
+            alike = Binance.cut_named, names_in, by_names
+        self.layouts[key] = alike
+        known.append((key, names))
 
-    def levels_slot(self, instrument):
-        """Return the slot for a side of levels printed at the instrument's decimals; None where they leave no digits."""
+    def forget(self, instrument):
+        for key, names in self.layouts_of.pop(instrument.instrument_id, ()):
+            if names is not None:
+                self.by_names[key].pop(names, None)
+            else:
+                self.layouts.pop(key, None)
+
+    def depth_alike(self, instrument, layout, head, payload):
+        levels = self.levels_pattern(instrument)
+        rest = payload[payload.rfind(b"]"):]
+        if levels is None or not head.endswith(b'"b":[') or any(map(rest.count, b"0123456789")):
+            return None
+        match = self.compiled(levels + rb'\],"a":\[' + levels + re.escape(rest) + rb"\Z")
+        if match(payload, len(head)) is None:
+            return None
+        linked = (b"pu",) if b"pu" in layout.names else ()
+        return Binance.cut_depth, instrument, shape.in_order(layout, (b"E", b"U", b"u", *linked)), layout.firsts, match
+
+    def trade_alike(self, instrument, layout, head, payload, id_key=b"t"):
+        unpack = shape.in_order(layout, (id_key, b"p", b"q", b"T"))
+        return Binance.cut_trade, instrument, unpack, layout.firsts, SELL if b'"m":true' in payload else BUY
+
+    def aggtrade_alike(self, instrument, layout, head, payload):
+        return self.trade_alike(instrument, layout, head, payload, b"a")
+
+    def bbo_alike(self, instrument, layout, head, payload):
+        timed = (b"E",) if b"E" in layout.names else ()
+        unpack = shape.in_order(layout, (b"u", b"b", b"B", b"a", b"A", *timed))
+        return Binance.cut_bbo, instrument, unpack, layout.firsts, bool(timed)
+
+    def levels_pattern(self, instrument):
+        """Return the pattern of levels printed at the instrument's decimals; None where they leave no digits."""
         whole_digits = 18 + instrument.price_exponent, 18 + instrument.quantity_exponent
         if min(whole_digits) < 1:
             return None
-        return shape.Levels(shape.level(instrument.price_decimals, instrument.quantity_decimals, whole_digits))
-
-    def forget(self, instrument):
-        prefix = instrument.symbol.lower().encode() + b"@"
-        for key in [key for key in self.routes if key.startswith(prefix)]:
-            del self.routes[key]
-
-    def depth_reader(self, instrument, match, groups):
-        symbol = instrument.symbol.encode()
-        sink_depth, cut = self.sink.depth, shape.cut_levels
-        wanted = [groups[name] for name in ("s", "E", "U", "u", "b", "a")]
-        previous_group = groups.get("pu")
-
-        def read(payload, recv_ns):
-            found = match(payload)
-            if found is None:
-                return False
-            name, event, first, last, bids, asks = found.group(*wanted)
-            if name != symbol:
-                return False
-            sink_depth(instrument, int(first), int(last), int(found[previous_group]) if previous_group else None,
-                       nanoseconds(int(event)), recv_ns, cut(bids), cut(asks))
-            return True
-
-        return read
-
-    def trade_reader(self, instrument, match, groups):
-        symbol = instrument.symbol.encode()
-        sink_trade = self.sink.trade
-        s, T, i, p, q, m = [groups[name] for name in ("s", "T", "t" if "t" in groups else "a", "p", "q", "m")]
-
-        def read(payload, recv_ns):
-            found = match(payload)
-            if found is None:
-                return False
-            name, time, trade_id, price, quantity, maker = found.group(s, T, i, p, q, m)
-            if name != symbol:
-                return False
-            trade_id = int(trade_id)
-            time = int(time)
-            sink_trade(instrument, trade_id, time * 1_000_000 if time < MICROSECONDS_FROM else time * 1_000, recv_ns,
-                       trade_id, int(price.replace(b".", b"")), int(quantity.replace(b".", b"")),
-                       SELL if maker == b"true" else BUY)
-            return True
-
-        return read
-
-    def bbo_reader(self, instrument, match, groups):
-        symbol = instrument.symbol.encode()
-        sink_bbo = self.sink.bbo
-        s, u, b, B, a, A = [groups[name] for name in ("s", "u", "b", "B", "a", "A")]
-        event_group = groups.get("E")
-
-        def read(payload, recv_ns):
-            found = match(payload)
-            if found is None:
-                return False
-            name, sequence, bid, bid_quantity, ask, ask_quantity = found.group(s, u, b, B, a, A)
-            if name != symbol:
-                return False
-            sink_bbo(instrument, int(sequence), nanoseconds(int(found[event_group])) if event_group else 0, recv_ns,
-                     int(bid.replace(b".", b"")), int(bid_quantity.replace(b".", b"")),
-                     int(ask.replace(b".", b"")), int(ask_quantity.replace(b".", b"")))
-            return True
-
-        return read
+        return shape.levels(instrument.price_decimals, instrument.quantity_decimals, whole_digits)
 
     # -- decoding: the unlikely path -------------------------------------------------------------------------
 
@@ -325,7 +329,7 @@ class Binance(Venue):
         self.count("depth")
         self.sink.depth(instrument, first, last, previous, event, recv_ns, bids, asks)
         if stream is not None:
-            self.learn(payload, stream, instrument, "depth", data)
+            self.learn(payload, stream, instrument, "depth")
 
     def read_trade(self, event, data, stream, payload, recv_ns):
         time = self.need_time(data, "T", payload)
@@ -345,7 +349,7 @@ class Binance(Venue):
         self.sink.trade(instrument, trade_id, time, recv_ns, trade_id, price, quantity,
                         SELL if maker else BUY)
         if stream is not None:
-            self.learn(payload, stream, instrument, event, data)
+            self.learn(payload, stream, instrument, event)
 
     def read_bbo(self, data, stream, payload, recv_ns):
         sequence = self.need(data, "u", int, payload)
@@ -360,17 +364,17 @@ class Binance(Venue):
         self.count("bbo")
         self.sink.bbo(instrument, sequence, event, recv_ns, bid, bid_quantity, ask, ask_quantity)
         if stream is not None:
-            self.learn(payload, stream, instrument, "bbo", data)
+            self.learn(payload, stream, instrument, "bbo")
 
     def decode_snapshot(self, instrument, body, recv_ns):
         """The likely path takes 5 ms for 5,000 levels a side, json and exact parsing 25; the loop stands still meanwhile."""
-        levels = self.levels_slot(instrument)
+        levels = self.levels_pattern(instrument)
         if levels is not None and len(self.patterns) < MAX_PATTERNS:
-            found = self.compiled(SNAPSHOT % {b"levels": levels.pattern})(body)
+            found = self.compiled(SNAPSHOT % {b"levels": levels})(body)
             if found is not None:
                 sequence, event, bids, asks = found.groups()
                 self.sink.snapshot(instrument, int(sequence), nanoseconds(int(event)) if event else 0, recv_ns,
-                                   shape.cut_levels(bids), shape.cut_levels(asks))
+                                   cut_levels(bids), cut_levels(asks))
                 return
         data = self.parse(body)
         if not isinstance(data, dict):

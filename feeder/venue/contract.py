@@ -356,9 +356,6 @@ class Venue:
     def renew(self, instrument):
         """The book was given up; IMAGE venues have its next message taken as a snapshot."""
 
-    def rebind(self):
-        """Fetch the sink's functions anew: one of them was replaced. For venues that keep bound ones."""
-
     # -- what all share --------------------------------------------------------------------------------------
 
     def parse(self, payload):
