@@ -34,7 +34,7 @@ Not here: when to fetch (ingest.py spaces requests within the venue's budget), a
 from collections import Counter, deque
 
 from feeder.message import LIVE, SYNCING
-from feeder.venue.contract import GAP, NEXT
+from feeder.venue.contract import GAP, NEXT, OWN_SEQUENCE_BITS
 
 MAX_BUFFERED = 2_000
 MAX_KNOWN_TRADES = 4_096         # an instrument, while two lines bring them
@@ -318,6 +318,15 @@ class StreamRecovery(Recovery):
         """The joining line's snapshots say when it has the books."""
         for instrument in instruments:
             self.link(instrument).line = line
+
+    def fall_back(self, lost, line, instruments):
+        """Books that had moved and whose sequence we count ourselves are asked for anew: the old line's is another."""
+        links = [link for link in map(self.link, instruments)
+                 if link.state == LIVE and link.line is lost and link.sequence >> OWN_SEQUENCE_BITS]
+        super().fall_back(lost, line, instruments)
+        for link in links:
+            self.resync(link.instrument, "disconnect", 0)
+            self.order(link.instrument, link)
 
     def settle(self, old, line, instruments, recv_ns):
         doubtful = []

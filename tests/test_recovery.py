@@ -14,6 +14,7 @@ from feeder.instrument import Instrument
 from feeder.message import LIVE, SYNCING
 from feeder.recovery import Recovery, StreamRecovery
 from feeder.venue.binance import BinanceSpot, BinanceUsdm
+from feeder.venue.contract import OWN_SEQUENCE_BITS
 
 RULES = {"spot": BinanceSpot.follows, "futures": BinanceUsdm.follows}
 both_procedures = pytest.mark.parametrize("rule", RULES)
@@ -733,3 +734,18 @@ def test_a_lost_line_costs_only_the_books_that_live_on_it(rule):
     desk.recovery.fall_back("two", "one", desk.instruments[1:2])
     desk.recovery.disconnect(desk.instruments, 1, line="one")
     assert [number for number, _ in desk.shelf.reasons] == [1, 2]
+
+
+@pytest.mark.parametrize("own, reasons", [(0, []), (1 << OWN_SEQUENCE_BITS, [("A", "disconnect")])])
+def test_a_book_counted_on_a_line_that_is_lost_is_asked_for_on_the_old_one(own, reasons):
+    """The old line's count is another; its increments would be old for ever."""
+    sink, orders = Recorder(), []
+    recovery = StreamRecovery(None, sink, lambda *order: orders.append(order))
+    coins = [Instrument(0, "v", "A"), Instrument(1, "v", "B")]
+    for recovery.line in ("one", "two"):
+        recovery.snapshot(coins[0], own + (recovery.line == "two"), 0, 9, [], [])
+        recovery.join("one", "two", coins)
+        recovery.link(coins[0]).line = recovery.line
+    recovery.fall_back("two", "one", coins)
+    assert [(call[1], call[2]) for call in sink.take() if call[0] == "stale"] == reasons
+    assert orders == [(coins[0], 0) for _ in reasons] and recovery.link(coins[0]).line == "one"
