@@ -1,6 +1,6 @@
 """The venues that have a twin: one line each."""
 
-from . import binance, bitfinex, bybit, coinbase, coinbase_exchange, deribit, kraken, okx, upbit
+from . import binance, bitfinex, bithumb, bybit, coinbase, coinbase_exchange, deribit, kraken, okx, upbit
 
 DIALECTS = {dialect.name: dialect for dialect in (
     binance.Spot, binance.Usdm,
@@ -11,5 +11,6 @@ DIALECTS = {dialect.name: dialect for dialect in (
     coinbase.Coinbase,
     coinbase_exchange.Exchange,
     upbit.Upbit,
+    bithumb.Bithumb,
     bitfinex.Bitfinex,
 )}

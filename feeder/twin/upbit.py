@@ -103,7 +103,7 @@ class ClientSession(Session):
         if form not in self.dialect.formats:
             return self.refuse(*self.dialect.unknown_format(form))
         asked = [part for part in parts if "ticket" not in part and "format" not in part]
-        if any(part.get("method") == "LIST_SUBSCRIPTIONS" for part in asked):
+        if self.dialect.lists and any(part.get("method") == "LIST_SUBSCRIPTIONS" for part in asked):
             return self.list(ticket)
         if not asked or any("type" not in part for part in asked):
             return self.refuse("NO_TYPE")
@@ -281,7 +281,7 @@ class Trades(Channel):
         _, _, _, bid, bid_lots, ask, ask_lots = listing.best()
         closing = listing.spec.first_ticks
         date, time = iso_text(self.dialect.local_ms(time_ms) * 10 ** 6, 0)[:-1].split("T")
-        if self.key[2].startswith("SIMPLE") and time.endswith(":00"):
+        if self.dialect.drops_seconds and self.key[2].startswith("SIMPLE") and time.endswith(":00"):
             time = time[:-3]                               # as recorded: LocalTime.toString leaves zero seconds out
         text = self.layout % {
             "code": self.symbol, "time": time_ms + WIRE_DELAY_MS, "date": date, "clock": time, "traded": time_ms,
@@ -303,7 +303,11 @@ class Upbit(Dialect):
     faults = frozenset(SHOWN_BY_ALL + ("reorder",))
     settings = {"idle_s": 60.0, "up_s": 10.0, "up_at_once": False, "messages_per_second": 5, "messages_per_minute": 100}
     formats = ("DEFAULT", "SIMPLE", "JSON_LIST", "SIMPLE_LIST")
+    image = Book
     quote = "KRW"
+    lists = True                          # LIST_SUBSCRIPTIONS is understood
+    drops_seconds = True
+    details = "is_details"
     requests_per_second = 10              # of REST, a group
     row = '{"ask_price":%s,"bid_price":%s,"ask_size":%s,"bid_size":%s}'
     layouts = {
@@ -327,7 +331,7 @@ class Upbit(Dialect):
 
     def channel(self, key, source):
         kind, symbol = key[:2]
-        return (Book if kind == "orderbook" else Trades)(key, source.listings[symbol], source.words[symbol], self)
+        return (self.image if kind == "orderbook" else Trades)(key, source.listings[symbol], source.words[symbol], self)
 
     # what is different at Bithumb
 
@@ -358,13 +362,11 @@ class Upbit(Dialect):
         last = self.trades.get(event[1].spec.symbol)
         return max(time_ms * 10_000, last[1] + 1 if last else 0)
 
-    def layout(self, kind, form, words):
-        """(text of a message, of a row, function of a price, of a size, whether it is sent in a list)"""
-        layout, row, is_list = self.layouts[kind], self.row, form.endswith("_LIST")
-        if not form.startswith("SIMPLE"):
-            return layout, row, words.price, words.quantity, is_list
-        shorter = [re.sub(r'"(\w+)":', lambda found: f'"{SHORT[found[1]]}":', text) for text in (layout, row)]
-        return (*shorter, words.brief_price, words.brief_quantity, is_list)
+    def spelling(self, kind, form, words):
+        """The functions that make prices and sizes text."""
+        if form.startswith("SIMPLE"):
+            return words.brief_price, words.brief_quantity
+        return words.price, words.quantity
 
     def traded(self, symbol, event, now_ms):
         """(event, sequential_id, ms) of a fill, the same in each format."""
@@ -373,12 +375,18 @@ class Upbit(Dialect):
             self.trades[symbol] = last = event, self.number(event, now_ms), now_ms
         return last
 
+    def layout(self, kind, form, words):
+        """(text of a message, of a row, function of a price, of a size, whether it is sent in a list)"""
+        texts = self.layouts[kind], self.row
+        if form.startswith("SIMPLE"):
+            texts = [re.sub(r'"(\w+)":', lambda found: f'"{SHORT[found[1]]}":', text) for text in texts]
+        return (*texts, *self.spelling(kind, form, words), form.endswith("_LIST"))
+
     # --- REST
 
     def rest(self, target, desk, now_ns, now_ms):
         path, parameters = parsed(target)
-        endpoints = {"/v1/market/all": self.markets, "/v1/orderbook": self.orderbook,
-                     "/v1/orderbook/instruments": self.instruments}
+        endpoints = self.endpoints()
         if path not in endpoints:
             raise RequestError('{"error":{"name":404,"message":"Not Found"}}', 404)
         desk.counts["rest_requests"] += 1
@@ -398,22 +406,25 @@ class Upbit(Dialect):
         rows = endpoints[path](listed, parameters, desk, now_ms)
         return Answer(f"[{','.join(rows)}]", [("Remaining-Req", f"group={group}; min=600; sec=9")])
 
+    def endpoints(self):
+        return {"/v1/market/all": self.markets, "/v1/orderbook": self.orderbook,
+                "/v1/orderbook/instruments": self.instruments}
+
     def failed(self, code, message):
         return RequestError(dumps({"error": {"name": code, "message": message}}), code)
 
     def markets(self, listed, parameters, desk, now_ms):
-        caution = {name: False for name in ("PRICE_FLUCTUATIONS", "TRADING_VOLUME_SOARING", "DEPOSIT_AMOUNT_SOARING",
-                                            "GLOBAL_PRICE_DIFFERENCES", "CONCENTRATION_OF_SMALL_ACCOUNTS")}
-        details = {"market_event": {"warning": False, "caution": caution}}
-        return self.named(listed, details if parameters.get("is_details") == "true" else {})
-
-    def named(self, listed, details):
-        rows = []
+        details, rows = self.warnings() if parameters.get(self.details) == "true" else {}, []
         for symbol, spec in listed.items():
             korean, english = NAMES.get(spec.base, (spec.base, spec.base.title()))
             row = {"market": symbol, "korean_name": korean, "english_name": english, **details}
             rows.append(json.dumps(row, ensure_ascii=False, separators=(",", ":")))
         return rows
+
+    def warnings(self):
+        caution = {name: False for name in ("PRICE_FLUCTUATIONS", "TRADING_VOLUME_SOARING", "DEPOSIT_AMOUNT_SOARING",
+                                            "GLOBAL_PRICE_DIFFERENCES", "CONCENTRATION_OF_SMALL_ACCOUNTS")}
+        return {"market_event": {"warning": False, "caution": caution}}
 
     def instruments(self, listed, parameters, desk, now_ms):
         return [dumps({"market": symbol, "quote_currency": spec.quote, "tick_size": spec.tick,
@@ -423,16 +434,17 @@ class Upbit(Dialect):
         count = parameters.get("count", "30")
         if not (count.isascii() and count.isdigit()):
             raise self.failed(400, "Type mismatch error. Check the parameters type!")
-        return [self.image(desk.source.listings[symbol], desk.source.words[symbol], min(int(count) or 30, 30), now_ms)
+        return [self.answer(desk.source.listings[symbol], desk.source.words[symbol], min(int(count) or 30, 30), now_ms)
                 for symbol in listed]
 
-    def image(self, listing, words, count, now_ms):
+    def answer(self, listing, words, count, now_ms):
         asks, bids = listing.asks.levels(count), listing.bids.levels(count)
         rows = ",".join(self.row % (words.price(ask), words.price(bid), words.quantity(ask_lots),
                                     words.quantity(bid_lots)) for (ask, ask_lots), (bid, bid_lots) in zip(asks, bids))
         return (f'{{"market":"{listing.spec.symbol}","timestamp":{now_ms},'
-                f'"total_ask_size":{words.total(sum(lots for _, lots in asks))},'
-                f'"total_bid_size":{words.total(sum(lots for _, lots in bids))},"orderbook_units":[{rows}],"level":0}}')
+                f'"total_ask_size":{words.quantity(sum(lots for _, lots in asks))},'
+                f'"total_bid_size":{words.quantity(sum(lots for _, lots in bids))},'
+                f'"orderbook_units":[{rows}],"level":0}}')
 
     def too_many(self, retry_s):
         return RequestError('{"error":{"name":"too_many_requests","message":"Too many API requests."}}', 429)
