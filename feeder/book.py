@@ -69,11 +69,13 @@ class Side:
         self.settle([])
 
     def rescale(self, price_scale, quantity_scale):
-        """Multiply everything: the instrument's decimals grew."""
-        levels = self.top()
-        levels[::2] = [price * price_scale for price in levels[::2]]
-        levels[1::2] = [quantity * quantity_scale for quantity in levels[1::2]]
-        self.replace(levels)
+        """Multiply everything: the instrument's decimals grew. The window stays: receivers are told nothing of this."""
+        for name in ("window", "reserve", "deep"):
+            setattr(self, name, {price * price_scale: quantity * quantity_scale
+                                 for price, quantity in getattr(self, name).items()})
+        for name in ("floor", "edge", "best"):
+            bound = getattr(self, name)
+            setattr(self, name, bound if abs(bound) == FAR else bound * price_scale)
 
     def settle(self, published):
         """Move the bounds where a table has outgrown them, and add to `published` what that changes in the window."""

@@ -121,6 +121,21 @@ def test_rescale_keeps_every_level():
     book.check()
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_rescale_leaves_receivers_the_window_they_were_told(seed):
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    book = Book(depth=2)
+    book.snapshot([n for price in range(1, 100) for n in (price, 1)], [n for price in range(100, 200) for n in (price, 1)])
+    for _ in range(rng.randrange(1, 3)):
+        book.increment([rng.randrange(96, 100), 0], [rng.randrange(100, 104), 0])
+    before, told = book.top(), book.published()
+    book.rescale(10, 1)
+    book.check()
+    for sides, scaled in ((before, book.top()), (told, book.published())):
+        assert [[price // 10 for price in side[::2]] for side in scaled] == [side[::2] for side in sides]
+
+
 @pytest.mark.parametrize("depth", [0, 1, 20])
 def test_levels_are_kept_and_bounded(depth, monkeypatch):
     monkeypatch.setattr(book_module, "MAX_LEVELS", 1_000)
