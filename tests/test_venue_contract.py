@@ -192,7 +192,7 @@ def test_a_recording_has_no_gap_its_checksums_verify_and_its_trades_are_all_ther
         entry.book.check()
         instrument = entry.instrument
         view = views[instrument.venue, instrument.symbol]
-        for side, own, sign in zip((view.bids, view.asks), entry.book.top(20), (-1, 1)):
+        for side, own, sign in zip((view.bids, view.asks), entry.book.published(), (-1, 1)):
             assert [sign * key for key in side.keys] == [price * instrument.price_factor for price in own[::2]]
             assert side.quantities == [quantity * instrument.quantity_factor for quantity in own[1::2]]
 

@@ -86,7 +86,7 @@ def agree(made):
     views = {view.symbol: view for view in made.receiver.views()}
     for entry in entries:
         view, factors = views[entry.instrument.symbol], entry.instrument
-        for side, own, sign in zip((view.bids, view.asks), entry.book.top(20), (-1, 1)):
+        for side, own, sign in zip((view.bids, view.asks), entry.book.published(), (-1, 1)):
             assert [sign * key for key in side.keys] == [price * factors.price_factor for price in own[::2]]
             assert side.quantities == [quantity * factors.quantity_factor for quantity in own[1::2]]
     made.twin.resume()
