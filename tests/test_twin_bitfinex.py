@@ -233,6 +233,41 @@ def test_requests_and_their_answers():
         assert collect(it, client, 1) == [{"event": "unsubscribed", "status": "OK", "chanId": number}]
 
 
+def test_all_channels_say_hb_together_busy_or_not():
+    with bench({BITFINEX: [BTC, ETH]}, time_scale=100) as it:                  # 15 s are 0.15 s
+        client = it.client(BITFINEX, PATH)
+        client.send(event="conf", flags=SEQ_ALL)
+        for symbol in (ETH, BTC):
+            client.send(event="subscribe", channel="trades", symbol=symbol)
+            client.send(event="subscribe", channel="book", symbol=symbol)
+        found = []
+        it.until(lambda: found.extend(message for message in client.texts() if isinstance(message, list))
+                 or sum(message[1] == "hb" for message in found) >= 8)
+        beats = [(place, message[0]) for place, message in enumerate(found) if message[1] == "hb"]
+        numbers = sorted({message[0] for message in found})
+        assert len(numbers) == 4
+        for start in (0, 4):                                  # as recorded: in a row, by number
+            places, ids = zip(*beats[start:start + 4])
+            assert list(ids) == numbers and places[3] - places[0] == 3
+        assert [message[-1] for message in found] == list(range(1, len(found) + 1))
+
+
+def test_a_checksum_follows_the_last_change():
+    with bench({BITFINEX: [BTC]}, settings={BITFINEX: {"checksum_s": 0.2}}) as it:
+        reader = Reader(it, [BTC])
+        reader.more("updates", 5)
+        it.twin.pause()
+        book = reader.books[BTC]
+        it.until(lambda: reader.is_live() and reader.is_true(book))
+        checked = reader.checked
+        it.until(lambda: reader.is_live() and reader.checked > checked)
+        assert not book.counts["gaps"]
+        for _ in range(60):
+            it.loop.run_once(5_000_000)
+        reader.work()
+        assert reader.checked == checked + 1                                   # ... once
+
+
 def test_silent_channels_say_hb_and_idle_connections_end():
     with bench({BITFINEX: [BTC, ETH]}, time_scale=100) as it:                  # 15 s are 0.15 s, 60 s are 0.6 s
         reader, idle = Reader(it, [BTC, ETH]), it.client(BITFINEX, PATH)
@@ -282,8 +317,10 @@ def test_ticker_and_rest():
         for _ in range(10):
             it.loop.run_once(5_000_000)
         found += client.texts(**TOKENS)
-        (bid,), (ask,) = it.truth(BITFINEX, BTC, 1)
-        assert tuple(map(Decimal, found[-1][1][:4])) == bid + ask
+        told = [float(token) for token in found[-1][1]]
+        for side, levels in enumerate(it.truth(BITFINEX, BTC, 25)):            # sizes are sums, as recorded
+            assert told[2 * side] == levels[0][0] and told[2 * side + 1] == pytest.approx(
+                float(sum(quantity for _, quantity in levels)), rel=1e-12)
         assert it.get(BITFINEX, "/v2/conf/pub:list:pair:exchange")[2] == [["BTCUSD", "DUSK:USD"]]
         assert it.get(BITFINEX, "/v2/conf/pub:list:pair:futures,pub:map:currency:sym")[2] == [
             ["BTCF0:USTF0"], [["UST", "USDt"]]]

@@ -7,10 +7,13 @@ count of array frames (SEQ_ALL) and the time (TIMESTAMP), and ask for checksums 
 frame, and a lost one leaves its hole in the count of who wanted one.
 
     book     P0, F0, 1 to 250 levels: a snapshot, then one row a message; a count of 0 removes, also what leaves the
-             depth; about every 2.5 s a checksum over the tokens of the 25 best, bids and asks in turn, asks negative
+             depth; about every 2.5 s, when it changed, a checksum over the tokens of the 25 best, bids and asks in
+             turn, asks negative
     trades   recent ones, then `te` at once and `tu` a second later for the same fill; an amount below 0 was sold
+    ticker   the sizes are sums of 25 levels, made of doubles, as recorded (19203.444049780002): no best bid and offer
 
-Numbers are printed as JavaScript does: 0.1, 1.5e-7. A silent channel says "hb". Facts: the fact sheet of 2026-09, by
+Numbers are printed as JavaScript does: 0.1, 1.5e-7. Every 15 s all channels of a connection say "hb", those that just
+had data, too: so the recording; the fact sheet says only silent ones. Facts: the fact sheet of 2026-09, by
 its paragraph; unsure there, so a setting: the channels of a connection (2). Not here: raw books, P1 to P4, F1, bulk
 updates, funding.
 """
@@ -44,20 +47,32 @@ class ClientSession(Session):
         self.flags = self.sequence = self.made = 0
         self.ids = {}                         # channel key -> number
         self.is_paused = False                # maintenance
+        self.empty_ns = self.beat_ns = 0      # since when nothing is subscribed; when channels say hb next
 
     def open(self, now_ns):
-        self.deadline_ns = now_ns + self.dialect.ns(self.dialect.idle_s)
+        self.empty_ns = self.beat_ns = now_ns
+        self.expire(now_ns)
         self.peer.send('{"event":"info","version":2,"serverId":"083bd8d4-aca7-4690-a573-eabfc8103de8",'
                        '"platform":{"status":1}}')
 
     def expire(self, now_ns):
-        self.deadline_ns = now_ns + self.dialect.ns(self.dialect.idle_s)
-        if not self.topics:
+        dialect = self.dialect
+        if self.beat_ns <= now_ns:
+            self.beat_ns = now_ns + dialect.ns(dialect.hb_s)
+            for key in sorted(self.topics, key=self.ids.get):
+                self.peer.tell(self.peer.venue.channels[key], '"hb"')
+        if self.topics:
+            self.empty_ns = now_ns
+        idle_ns = self.empty_ns + dialect.ns(dialect.idle_s)
+        self.deadline_ns = min(self.beat_ns, idle_ns)
+        if idle_ns <= now_ns:
             self.deadline_ns = None
             self.peer.count("idle_disconnects")
             self.peer.close(1000, "")
 
     def take(self, opcode, payload, now_ns):
+        if self.topics:
+            self.empty_ns = now_ns
         if opcode in (PING, PONG):
             return
         request = request_of(payload) if opcode == TEXT else None
@@ -175,11 +190,11 @@ def javascript(text):
 class Book(BookChannel):
     """`sequence` is the checksum of this moment."""
 
-    def __init__(self, key, listing, words, idle_ns, checksum_ms):
+    def __init__(self, key, listing, words, checksum_ns):
         super().__init__(key, listing, words)
         self.window = Window(listing, int(key[2]), tells_ghosts=True)
-        self.idle_ns, self.checksum_ms = idle_ns, checksum_ms
-        self.checked_ms = 0
+        self.idle_ns, self.checksum_ms = checksum_ns or None, checksum_ns // 10 ** 6
+        self.checked_ms, self.is_told = 0, True   # when a checksum was told, and whether it is that of this moment
         self.sequence = self.checksum()
 
     def checksum(self):
@@ -202,7 +217,7 @@ class Book(BookChannel):
         bids, asks = self.window.move(event)
         if not (bids or asks):
             return []
-        self.sequence = self.checksum()
+        self.sequence, self.is_told = self.checksum(), False
         changes = [(ticks, lots, "") for ticks, lots in bids] + [(ticks, lots, "-") for ticks, lots in asks]
         changes.sort(key=lambda change: change[1] > 0)           # what leaves goes first, as recorded
         texts = [self.row(*change) for change in changes]
@@ -211,7 +226,7 @@ class Book(BookChannel):
         return texts
 
     def told(self, now_ms, wrong=0):
-        self.checked_ms = now_ms
+        self.checked_ms, self.is_told = now_ms, True
         return f'"cs",{self.sequence + wrong}'
 
     def first(self, now_ms):
@@ -220,7 +235,7 @@ class Book(BookChannel):
         return [f"[{','.join(rows)}]"]
 
     def idle(self, now_ms):
-        return ['"hb"']
+        return [] if self.is_told else [self.told(now_ms)]
 
     def hurt(self, kind, event, now_ms):
         texts = [text for text in self.texts(event, now_ms) if not text.startswith('"cs"')]
@@ -233,9 +248,9 @@ class Book(BookChannel):
 class Trades(Channel):
     kinds = (TRADE,)
 
-    def __init__(self, key, words, idle_ns, tu_ms):
+    def __init__(self, key, words, tu_ns):
         super().__init__(key, key[1])
-        self.words, self.idle_ns, self.tu_ms = words, idle_ns, tu_ms
+        self.words, self.idle_ns, self.tu_ms = words, max(tu_ns, 10 ** 6), tu_ns // 10 ** 6
         self.recent = deque(maxlen=RECENT_TRADES)
         self.executed = deque()                   # (time, row) of those whose `tu` is to come
 
@@ -258,26 +273,26 @@ class Trades(Channel):
         return [f"[{','.join(reversed(self.recent))}]"]
 
     def idle(self, now_ms):
-        return self.updated(now_ms) or ['"hb"']
+        return self.updated(now_ms)
 
 
 class Ticker(BestChannel):
-    def __init__(self, key, listing, words, idle_ns):
+    def __init__(self, key, listing, words):
         super().__init__(key, listing, words)
-        self.idle_ns, self.last = idle_ns, listing.best()
+        self.last = listing.best()
 
     def texts(self, event, now_ms):
         self.last = event
         return self.first(now_ms)
 
     def first(self, now_ms):
-        _, _, _, bid, bid_lots, ask, ask_lots = self.last
-        price, quantity = self.words.price, self.words.quantity
-        return [f"[{price(bid)},{quantity(bid_lots)},{price(ask)},{quantity(ask_lots)},0.001969,0.0262,{price(bid)},"
-                f"101459.39453471,{price(ask)},{price(bid)}]"]
+        _, listing, _, bid, _, ask, _ = self.last
+        price = self.words.price
+        return [f"[{price(bid)},{self.sum(listing.bids)},{price(ask)},{self.sum(listing.asks)},0.001969,0.0262,"
+                f"{price(bid)},101459.39453471,{price(ask)},{price(bid)}]"]
 
-    def idle(self, now_ms):
-        return ['"hb"']
+    def sum(self, side):
+        return short(repr(sum(float(self.words.quantity(lots)) for _, lots in side.levels(CHECKED))))
 
 
 class Bitfinex(Dialect):
@@ -298,12 +313,12 @@ class Bitfinex(Dialect):
         return target if parsed(target)[0] == "/ws/2" else None
 
     def channel(self, key, source):
-        listing, words, idle_ns = source.listings[key[1]], source.words[key[1]], self.ns(self.hb_s)
+        listing, words = source.listings[key[1]], source.words[key[1]]
         if key[0] == "book":
-            return Book(key, listing, words, idle_ns, self.ns(self.checksum_s) // 10 ** 6)
+            return Book(key, listing, words, self.ns(self.checksum_s))
         if key[0] == "trades":
-            return Trades(key, words, idle_ns, self.ns(self.tu_s) // 10 ** 6)
-        return Ticker(key, listing, words, idle_ns)
+            return Trades(key, words, self.ns(self.tu_s))
+        return Ticker(key, listing, words)
 
     # --- REST
 
@@ -324,7 +339,7 @@ class Bitfinex(Dialect):
             length = parameters.get("len", "25")
             if length in LENGTHS:
                 key = "book", parts[3], length
-                book = Book(key, desk.source.listings[parts[3]], desk.source.words[parts[3]], 0, 0)
+                book = Book(key, desk.source.listings[parts[3]], desk.source.words[parts[3]], 0)
                 return Answer(book.first(now_ms)[0])
         raise RequestError('["error",10020,"path: invalid"]', 404)
 
