@@ -2,6 +2,7 @@
 
 import json
 import re
+from decimal import Decimal
 
 import pytest
 
@@ -317,7 +318,36 @@ def test_faults_its_clients_cannot_see_are_refused():
     loop = Loop()
     with pytest.raises(ConfigError, match="idle_s"):
         Twin(loop, {SPOT: ["BTCUSDT"]}, settings={SPOT: {"nonsense": 1}})
+    with pytest.raises(ConfigError, match="checksum@1"):
+        Twin(loop, {SPOT: ["BTCUSDT"]}, faults=[parse("checksum@1")])
+    for _ in range(3):
+        loop.run_once(0)
     loop.close()
+
+
+def test_every_book_that_was_told_can_be_witnessed():
+    with bench({LINEAR: ["BTCUSDT"]}) as it:
+        told, held = {}, {}
+
+        def note(channel):
+            sequence, *sides = channel.book()
+            told[sequence] = [[tuple(map(Decimal, level)) for level in it.twin.venues[LINEAR].source.spelled(
+                "BTCUSDT", side)[0]] for side in sides]
+
+        it.twin.venues[LINEAR].on_book = note
+        reader = Reader(it, LINEAR, ["orderbook.50.BTCUSDT"])
+        book, = reader.books.values()
+        take = reader.take
+
+        def taken(message):
+            take(message)
+            if book.sides is not None:
+                held[book.last] = list(book.levels())
+
+        reader.take = taken
+        reader.more("updates", 40)
+        assert len(held) > 40 and all(told[number] == levels for number, levels in held.items() if number in told)
+        assert len(held.keys() & told.keys()) > 38
 
 
 def test_garbage_is_text_half_a_message_and_a_binary_frame():

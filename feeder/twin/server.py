@@ -61,7 +61,7 @@ class Venue:
         self.counts = Counter()
         self.diff_faults, self.rest_faults = [], []
         self.waiting = []                    # requests a recording cannot answer yet
-        self.on_book = None                  # called with (channel, now_ms) after each message of a book
+        self.on_book = None                  # for tests: called with the channel after each message of a book
         count, seconds = dialect.connects
         self._connects = Budget(twin.connects_per_5_minutes or count, 300 if twin.connects_per_5_minutes else seconds)
         self._encoder = Connection(SERVER)   # frames that many share carry no state: any server's will do
@@ -196,7 +196,7 @@ class Venue:
         if channel.idle_ns is not None:
             channel.deadline_ns = self._now_ns + channel.idle_ns
         if self.on_book is not None and channel.is_book:
-            self.on_book(channel, self._now_ms)
+            self.on_book(channel)
 
     # what channels say when nothing happens
 
@@ -360,6 +360,9 @@ class Twin:
                           Synthetic(dialect, symbols, seed, rate / len(venues), levels))
                 self.venues[name] = Venue(self, dialect, source, host, port)
                 port += 1 if port else 0
+            for fault in self.faults:
+                if not any(fault.kind in venue.dialect.faults for venue in self.venues.values()):
+                    raise ConfigError(f"fault {fault!r}: no client of {', '.join(self.venues)} could see it")
         except BaseException:
             self.close()
             raise
