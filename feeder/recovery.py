@@ -363,8 +363,8 @@ class StreamRecovery(Recovery):
     def resync(self, instrument, reason, recv_ns):
         super().resync(instrument, reason, recv_ns)
         link = self.link(instrument)
-        if reason == "disconnect":
-            link.waiting = False             # the next connection brings it, unasked
+        if reason in ("disconnect", "venue"):
+            link.waiting = False             # the next connection brings it, or the venue's own pause ends: unasked
         elif not link.waiting:
             self.order(instrument, link)
 

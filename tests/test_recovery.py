@@ -618,6 +618,8 @@ def test_on_the_stream_a_gap_orders_at_once_and_a_disconnect_does_not(stream):
     assert len(stream.orders) == 2 and not stream.link.waiting and stream.link.state == SYNCING
     stream.snapshot(*exchange.snapshot())
     assert stream.link.state == LIVE
+    stream.recovery.stale(stream.instruments[0], "venue", 1)             # its maintenance: it is to be left alone
+    assert len(stream.orders) == 2 and stream.link.state == SYNCING
 
 
 def overlapping(kind, rule, seed):
