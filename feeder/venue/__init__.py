@@ -4,6 +4,7 @@ from urllib.parse import urlsplit
 
 from feeder.errors import CaptureError
 from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
+from feeder.venue.bitfinex import Bitfinex
 from feeder.venue.bybit import BybitLinear, BybitSpot
 from feeder.venue.coinbase import CoinbaseAdvanced, CoinbaseExchange
 from feeder.venue.deribit import Deribit
@@ -15,15 +16,16 @@ VENUES = {venue.name: venue for venue in (
     BybitSpot, BybitLinear,
     Okx,
     Deribit,
-    Kraken, KrakenV1,
     CoinbaseExchange, CoinbaseAdvanced,
+    Kraken, KrakenV1,
+    Bitfinex,
 )}
 
 # What `run` without a configuration feeds from, where nothing is said: both procedures of joining.
 EMBEDDED = ("binance_spot", "binance_usdm")
 
 # Names that configuration may not use for anything else; the dialects are to come.
-RESERVED = ("upbit", "bithumb", "bitfinex")
+RESERVED = ("upbit", "bithumb")
 
 # Dialects we can name but not read yet, by a part of their host.
 UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws.coinbase": "coinbase",

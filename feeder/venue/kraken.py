@@ -160,7 +160,8 @@ class KrakenSession(Session):
         """Return the BrokenLine for a message that may have been of any book."""
         for mirror in self.mirrors.values():
             mirror.void()
-        return self.broken([mirror.instrument for mirror in self.mirrors.values()], what, recv_ns)
+        instruments = [mirror.instrument for mirror in self.mirrors.values()]
+        return self.broken(instruments, what.removeprefix(f"{self.name}: "), recv_ns)
 
     def give_up(self, instrument, reason, recv_ns):
         if instrument.symbol in self.mirrors:
