@@ -10,10 +10,13 @@ from zlib import crc32
 import pytest
 from support import CAPTURES, Market, Recorder, book_decimals, lines, needs_captures, recordings, short
 
+from test_venue_live import quick         # noqa: F401 (a fixture)
+from test_venue_witness import watch
+
 from feeder.errors import CaptureError, NumberError, VenueError
 from feeder.message import BUY, SELL
 from feeder.replay import Replay
-from feeder.venue import recognise
+from feeder.venue import kraken, recognise
 from feeder.venue.contract import (ACK, ALIVE, ERROR, OWN_SEQUENCE_BITS, SHUTDOWN, BrokenLine, Instruments, Listing, Notice)
 from feeder.venue.kraken import Kraken, KrakenV1
 
@@ -418,3 +421,13 @@ def test_single_messages_of_v1_are_read_or_counted():
         connection = Connection(KrakenV1, ())
         if entry["kind"] == "ws":
             connection.hear(entry["raw"])
+
+
+def test_without_checksums_wrong_books_would_be_live(monkeypatch):
+    """So the witness of test_venue_witness can fail."""
+    class Anything:
+        def __ne__(self, other):
+            return False
+
+    monkeypatch.setattr(kraken, "checksum_of", lambda mirror: Anything())
+    assert watch("kraken", ("gap", "reorder"), 5, 1).wrong
