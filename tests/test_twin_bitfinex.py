@@ -143,7 +143,7 @@ class Reader(Follower):
 @pytest.mark.parametrize("length", [1, 25, 100, 250])
 def test_books_of_each_length_are_true_and_every_checksum_verifies(length):
     symbols = [BTC, "tSHIB:BTC"]
-    with bench({BITFINEX: symbols + [ETH]}, rate=3_000, settings={BITFINEX: {"checksum_s": 0.01}}) as it:
+    with bench({BITFINEX: symbols + [ETH]}, rate=3_000, levels=400, settings={BITFINEX: {"checksum_s": 0.01}}) as it:
         reader = Reader(it, symbols, length)
         reader.more("updates", 100)
         it.until(lambda: reader.is_live() and reader.checked > 20)

@@ -64,7 +64,7 @@ class Reader(Follower):
 @pytest.mark.parametrize("venue", BOTH)
 def test_books_of_each_depth_end_equal_to_the_true_one_within_it(venue):
     topics = [f"orderbook.{depth}.{symbol}" for depth in (50, 200, 1000) for symbol in ("BTCUSDT", "DOGEUSDT")]
-    with bench({venue: ["BTCUSDT", "DOGEUSDT", "ETHUSDT"]}, rate=4_000) as it:
+    with bench({venue: ["BTCUSDT", "DOGEUSDT", "ETHUSDT"]}, rate=4_000, levels=1_200) as it:
         reader = Reader(it, venue, topics)
         reader.more("updates", 40)
         reader.settle()
@@ -297,7 +297,7 @@ def test_what_must_not_break_it(venue):
 
 @pytest.mark.parametrize("venue", BOTH)
 def test_lost_connections(venue):
-    with bench({venue: ["BTCUSDT"]}, lifetime_s=0.9) as it:
+    with bench({venue: ["BTCUSDT"]}, lifetime_s=0.5) as it:
         reader = Reader(it, venue, ["orderbook.200.BTCUSDT"])
         it.until(reader.is_live)
         it.fault(venue, "disconnect")

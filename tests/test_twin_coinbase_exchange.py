@@ -137,7 +137,7 @@ def test_rest():
             (BTC, "0.1", "0.000001"), (ETH, "0.01", "0.00001")]
         assert it.get(EXCHANGE, f"/products/{BTC}")[2]["status"] == "online"
         book = it.get(EXCHANGE, f"/products/{BTC}/book?level=2")[2]
-        assert len(book["bids"]) > 500 and book["auction_mode"] is False
+        assert len(book["bids"]) > 200 and book["auction_mode"] is False
         assert len(it.get(EXCHANGE, f"/products/{BTC}/book")[2]["asks"]) == 1
         assert it.get(EXCHANGE, "/products/NO-PE")[0] == 404 and it.get(EXCHANGE, "/time")[0] == 200
         it.get(EXCHANGE, "/twin/fault?kind=rest_429")

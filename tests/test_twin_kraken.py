@@ -87,9 +87,9 @@ class Reader(Follower):
         return super().is_true(book) and checksum(*self.texts[book.symbol]) == sequence
 
 
-@pytest.mark.parametrize("depth", [10, 25, 100, 500, 1000])
+@pytest.mark.parametrize("depth", [10, 25, 1000])
 def test_books_of_each_depth_are_true_and_every_checksum_verifies(depth):
-    with bench({KRAKEN: [BTC, DOGE, ETH]}, rate=3_000) as it:
+    with bench({KRAKEN: [BTC, DOGE, ETH]}, rate=3_000, levels=depth + 200) as it:
         reader = Reader(it, [BTC, DOGE], depth)
         reader.more("updates", 60)
         reader.settle()
@@ -143,7 +143,7 @@ def test_each_symbol_is_answered_and_the_others_go_on():
 
 
 def test_heartbeats_fill_silence_and_idle_clients_are_cut_off():
-    with bench({KRAKEN: [BTC]}, time_scale=50) as it:                          # 1 s is 20 ms, a minute 1.2 s
+    with bench({KRAKEN: [BTC]}, time_scale=200) as it:                         # 1 s is 5 ms, a minute 0.3 s
         idle, asking, subscribed = (it.client(KRAKEN, "/v2") for _ in range(3))
         assert collect(it, idle, 1, "channel")[0]["data"][0]["system"] == "online"
         subscribed.send(method="subscribe", params={"channel": "trade", "symbol": [BTC]})
@@ -154,7 +154,7 @@ def test_heartbeats_fill_silence_and_idle_clients_are_cut_off():
         def ask():
             if not asking.is_closed:
                 asking.send(method="ping")
-                it.loop.call_after(200_000_000, ask)
+                it.loop.call_after(50_000_000, ask)
 
         ask()
         it.until(lambda: idle.is_closed and (beats.extend(subscribed.texts()) or True))

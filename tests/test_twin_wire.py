@@ -459,6 +459,18 @@ def test_slow_connections_trickle_and_then_catch_up():
         assert reader.models[0].gaps == 0
 
 
+def test_spot_announces_the_end_of_a_connection_and_usdm_does_not():
+    with bench({SPOT: ["BTCUSDT"], USDM: ["BTCUSDT"]}, time_scale=20, lifetime_s=0.1) as it:
+        raw, both = it.client(SPOT, "/ws/btcusdt@trade"), it.client(SPOT, "/stream?streams=btcusdt@trade")
+        mute = it.client(USDM, "/ws")
+        it.until(lambda: all(client.is_closed for client in (raw, both, mute)))
+        notices = [[message for message in client.texts() if "serverShutdown" in str(message)]
+                   for client in (raw, both, mute)]
+        assert [list(message) for message in notices[0] + notices[1]] == [["e", "E"], ["stream", "data"]]
+        assert not notices[2] and raw.close_event[0] == 1001
+        assert it.get(USDM, "/twin/fault?kind=notice")[0] == 400
+
+
 def test_admin_requests_say_what_is_wrong():
     with bench({SPOT: ["BTCUSDT"]}) as it:
         for target in ("fault?kind=bang", "fault", "fault?kind=gap&symbol=NOPE", "fault?kind=mute&seconds=x",

@@ -10,6 +10,7 @@ from decimal import Decimal
 from feeder.clock import MILLISECOND, SECOND, steady_ns
 from feeder.errors import ProtocolError
 from feeder.net import Loop, connect
+from feeder.twin.registry import DIALECTS
 from feeder.twin.server import Twin
 from feeder.websocket import CLIENT, CLOSE, TEXT, ClientHandshake, Connection
 
@@ -25,6 +26,8 @@ class Bench:
         self.streams = []                # of clients
         options.setdefault("rate", 2_000)
         options.setdefault("rest_latency_ms", 1)
+        if all(DIALECTS[name].level_count > 300 and not DIALECTS[name].replays for name in venues):
+            options.setdefault("levels", 300)        # smaller books are faster made
         self.twin = Twin(self.loop, venues, seed=SEED, **options)
 
     def until(self, condition, timeout_s=8):

@@ -140,6 +140,8 @@ class StreamSession(Session):
                 self.peer.join(name, key, (name, self.combined))
 
     def farewell(self, now_ns):
+        if "notice" not in self.dialect.faults:
+            return 0
         text = '{"e":"serverShutdown","E":%d}' % self.peer.now_ms
         self.peer.send(f'{{"stream":"!serverShutdown","data":{text}}}' if self.combined else text)
         return self.dialect.shutdown_s
@@ -174,7 +176,7 @@ class Dialect(AnyDialect):
 
     session = StreamSession
     replays = True
-    faults = frozenset(KINDS + ("notice",))
+    faults = frozenset(KINDS)
     settings = {"ping_interval_s": 20.0, "pong_timeout_s": 60.0, "shutdown_s": 1.0}
     rest_prefix = ""
     weight_limit = 0
@@ -325,6 +327,7 @@ class Dialect(AnyDialect):
 
 class Spot(Dialect):
     name = "binance_spot"
+    faults = frozenset(KINDS + ("notice",))        # serverShutdown, since 2026-05
     contiguous = True
     uncounted = AGGREGATE              # a subscriber of every channel sees the rate: clients here take single trades
     rest_prefix = "/api/v3/"

@@ -112,6 +112,7 @@ class Venue:
         channel = self.channels[key]
         group = channel.groups[label]
         group.remove(peer)
+        peer.held.pop(channel, None)
         if group:
             return
         del channel.groups[label]
