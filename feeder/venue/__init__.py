@@ -10,6 +10,7 @@ from feeder.venue.coinbase import CoinbaseAdvanced, CoinbaseExchange
 from feeder.venue.deribit import Deribit
 from feeder.venue.kraken import Kraken, KrakenV1
 from feeder.venue.okx import Okx
+from feeder.venue.upbit import Upbit
 
 VENUES = {venue.name: venue for venue in (
     BinanceSpot, BinanceUsdm, BinanceCoinm,
@@ -19,13 +20,14 @@ VENUES = {venue.name: venue for venue in (
     CoinbaseExchange, CoinbaseAdvanced,
     Kraken, KrakenV1,
     Bitfinex,
+    Upbit,
 )}
 
 # What `run` without a configuration feeds from, where nothing is said: both procedures of joining.
 EMBEDDED = ("binance_spot", "binance_usdm")
 
 # Names that configuration may not use for anything else; the dialects are to come.
-RESERVED = ("upbit", "bithumb")
+RESERVED = ("bithumb",)
 
 # Dialects we can name but not read yet, by a part of their host.
 UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws.coinbase": "coinbase",
