@@ -135,6 +135,19 @@ def test_the_newest_trade_is_told_again_at_each_subscription_and_published_once(
     assert [call[5:] for call in talk.say(TRADES, later)] == [(1632918530, 1206, 39107, BUY)]
 
 
+def test_what_json_has_met_goes_the_likely_path():
+    talk = Talk()
+    assert talk.venue.instrument("SOL-USDT").price_exponent == -8
+    for number, (text, old, new, likely) in enumerate((
+            (BBO, "", "", 0), (BBO, "83.81", "83.9", 1), (BBO, "83.81", "83.815", 0), (BBO, "83.81", "83.816", 1),
+            (TRADES, "1632918528", "1", 0), (TRADES, "1632918528", "2", 1), (TRADES, "1632918528", "2", 0),
+            (TRADES, "120.6", "12345678901.5", 0), (BBO, "83.8", "1.123456789", 0), (BBO, "", "", 0))):
+        before = talk.venue.likely
+        talk.say(text.replace(old, new, 1))
+        assert talk.venue.likely - before == likely, number
+    assert talk.venue.instruments.all[0].price_exponent < -8 and not talk.venue.met
+
+
 def test_a_message_is_taken_whole_or_not_at_all():
     talk = Talk()
     message = json.loads(TRADES)
