@@ -254,18 +254,19 @@ class Recovery:
 
 
 class Echoes:
-    """Passes on once what two lines bring. Trades are known by their ids, quotes must not go back in the sequence."""
+    """Passes on once what two lines bring: each trade, with its id and content; quotes do not go back in the sequence."""
 
     def __init__(self, sink):
         self.sink = sink
-        self.trades = {}             # instrument id -> {trade id: None}, oldest first
+        self.trades = {}             # instrument id -> {(trade id, time, price, quantity): None}, oldest first
         self.quotes = {}             # instrument id -> the last one
 
     def trade(self, instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         known = self.trades.setdefault(instrument.instrument_id, {})
-        if trade_id in known:
+        key = trade_id, event_ns, price * instrument.price_factor, quantity * instrument.quantity_factor
+        if key in known:                 # not by the id alone: at Bithumb several trades may share one
             return
-        known[trade_id] = None
+        known[key] = None
         if len(known) > MAX_KNOWN_TRADES:
             del known[next(iter(known))]
         self.sink.trade(instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side)

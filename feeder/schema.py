@@ -12,10 +12,10 @@ from collections import namedtuple
 from urllib.parse import urlsplit
 
 from feeder.instrument import SYMBOL_BYTES
-from feeder.venue import RESERVED, VENUES
+from feeder.venue import VENUES
 
-# {name: VenueFacts}; None: the name is reserved, the dialect is not supported yet, or for replay only.
-KNOWN_VENUES = {**{name: venue.facts for name, venue in VENUES.items()}, **dict.fromkeys(RESERVED)}
+# {name: VenueFacts}; None: the dialect is for replay only.
+KNOWN_VENUES = {name: venue.facts for name, venue in VENUES.items()}
 SUPPORTED_VENUES = tuple(name for name, facts in KNOWN_VENUES.items() if facts)
 
 REQUIRED, BY_VENUE = object(), object()           # in the place of a default

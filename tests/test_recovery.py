@@ -717,6 +717,12 @@ def test_trades_and_quotes_of_two_lines_are_passed_on_once(monkeypatch):
         recovery.trade(coin, 0, 0, 9, number, 100, 1, 1)
     recovery.trade(other, 0, 0, 9, 1, 100, 1, 1)
     assert [call[1:6:4] for call in sink.take()] == [("A", 1), ("A", 2), ("A", 3), ("B", 1)]
+    for price, quantity in ((100, 2), (100, 2), (101, 2)):
+        recovery.trade(other, 0, 0, 9, 1, price, quantity, 1)
+    other.price_decimals += 1            # the decimals grew between the two lines' messages
+    other.rescale()
+    recovery.trade(other, 0, 0, 9, 1, 1010, 2, 1)
+    assert [call[6:8] for call in sink.take()] == [(100, 2), (101, 2)], "trades that share an id"
     for sequence, price in ((5, 10), (5, 10), (4, 9), (6, 11), (5, 10), (6, 11)):
         recovery.bbo(coin, sequence, sequence, 9, price, 1, price + 1, 1)
     assert [call[2] for call in sink.take()] == [5, 6]

@@ -108,9 +108,9 @@ def test_books_are_the_twins(name):
         assert all(link.gaps == link.resyncs == 0 for link in feed.recovery.links.values())
         assert made.feed.venue.checksums_failed == 0
         made.until(lambda: feed.instruments_date)
-        assert all(instrument.lot for instrument in feed.instruments)
-        ticks = [bool(instrument.tick) for instrument in feed.instruments]
-        assert all(ticks) or not any(ticks), "a venue has ticks, or has none"
+        for what in ("tick", "lot"):
+            known = [bool(getattr(instrument, what)) for instrument in feed.instruments]
+            assert all(known) or not any(known), f"a venue tells {what}s, or tells none"
 
 
 @pytest.mark.parametrize("name, kind", EACH_FAULT)

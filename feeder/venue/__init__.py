@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 from feeder.errors import CaptureError
 from feeder.venue.binance import BinanceCoinm, BinanceSpot, BinanceUsdm
 from feeder.venue.bitfinex import Bitfinex
+from feeder.venue.bithumb import Bithumb
 from feeder.venue.bybit import BybitLinear, BybitSpot
 from feeder.venue.coinbase import CoinbaseAdvanced, CoinbaseExchange
 from feeder.venue.deribit import Deribit
@@ -20,18 +21,15 @@ VENUES = {venue.name: venue for venue in (
     CoinbaseExchange, CoinbaseAdvanced,
     Kraken, KrakenV1,
     Bitfinex,
-    Upbit,
+    Upbit, Bithumb,
 )}
 
 # What `run` without a configuration feeds from, where nothing is said: both procedures of joining.
 EMBEDDED = ("binance_spot", "binance_usdm")
 
-# Names that configuration may not use for anything else; the dialects are to come.
-RESERVED = ("bithumb",)
-
 # Dialects we can name but not read yet, by a part of their host.
 UNSUPPORTED = {"bybit": "bybit", "okx": "okx", "okex": "okx", "advanced-trade-ws.coinbase": "coinbase",
-               "coinbase": "coinbase_exchange", "upbit": "upbit", "bithumb": "bithumb", "deribit": "deribit",
+               "coinbase": "coinbase_exchange", "upbit": "upbit", "bithumb": "bithumb_legacy", "deribit": "deribit",
                "futures.kraken": "kraken_futures", "kraken": "kraken", "bitfinex": "bitfinex", "bitstamp": "bitstamp",
                "gateio": "gate", "gate.io": "gate", "huobi": "htx", "hbdm": "htx", "htx": "htx", "kucoin": "kucoin"}
 

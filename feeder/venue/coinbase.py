@@ -268,7 +268,7 @@ class CoinbaseExchange(Coinbase):
     id_key, tick_key = "id", "quote_increment"
     follows = staticmethod(follows_by_one)
     facts = VenueFacts(
-        "Coinbase Exchange", "none by the venue: the connection's", (("depth", "trade", "bbo"),), SYMBOL, "BTC-USD",
+        "Coinbase Exchange", "no numbers; a loss ends the connection", (("depth", "trade", "bbo"),), SYMBOL, "BTC-USD",
         {"channels": ["depth", "trade"], "streams_per_connection": 60, "max_message_bytes": MAX_SNAPSHOT_BYTES},
         command_every_ms=50, connect_every_ms=150, splits=True,
         notes="8 connects/s and 100 texts/s an address; the first text within 5 s; books every 50 ms")
