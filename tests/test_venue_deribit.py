@@ -4,7 +4,7 @@ import json
 
 import pytest
 from support import CAPTURES, Market, Recorder, book_decimals, lines, needs_captures, recordings, short
-from test_venue_live import agree, desk_of, start
+from test_venue_live import agree, desk_of, quick, start      # noqa: F401 (quick is a fixture)
 
 from feeder.errors import CaptureError, NumberError, VenueError
 from feeder.message import BUY, LIVE, SELL

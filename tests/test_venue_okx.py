@@ -4,11 +4,14 @@ import json
 from binascii import crc32
 
 import pytest
-from support import CAPTURES, Market, Recorder, book_decimals, lines, needs_captures, recordings, short
-from test_venue_live import agree, desk_of, start
+from mutate import MUTATIONS
+from support import CAPTURES, Market, Recorder, book_decimals, dice, lines, needs_captures, recordings, short
+from test_venue_contract import Rivals
+from test_venue_live import agree, desk_of, quick, start      # noqa: F401 (quick is a fixture)
 
 from feeder.errors import CaptureError, NumberError, VenueError
-from feeder.message import BUY, LIVE, SELL
+from feeder.message import BUY, LIVE, SELL, STALE
+from feeder.pipeline import Pipeline
 from feeder.replay import Replay
 from feeder.venue import recognise
 from feeder.venue.contract import ACK, ALIVE, ERROR, GAP, NEXT, OLD, SHUTDOWN, Instruments, Listing, Notice
@@ -148,6 +151,22 @@ def test_what_json_has_met_goes_the_likely_path():
     assert talk.venue.instruments.all[0].price_exponent < -8 and not talk.venue.met
 
 
+@pytest.mark.parametrize("talks", [100, pytest.param(5_000, marks=pytest.mark.stress)])
+def test_the_likely_path_agrees_with_json(talks):
+    """More of what it takes than the contract's own mutations have."""
+    rng, likely = dice(talks), 0
+    for _ in range(talks):
+        rivals = Rivals("okx")
+        for text in (SNAPSHOT, BBO, TRADES):
+            rivals.feed(text.encode())
+        for number in range(20):
+            text = rng.choice((BBO, TRADES)).replace("1632918528", str(rng.randrange(10**10))).encode()
+            rivals.feed(rng.choice(MUTATIONS)(rng, text) if number % 10 else text)
+        likely += rivals.venues[0].likely
+    print(f"{likely} of {23 * talks} by the likely path")
+    assert likely > talks
+
+
 def test_a_message_is_taken_whole_or_not_at_all():
     talk = Talk()
     message = json.loads(TRADES)
@@ -187,6 +206,21 @@ def test_bids_may_be_above_asks_while_there_is_no_continuous_trading():
         talk.say(STATES % state)
         assert instrument.may_cross is may_cross
     assert len(talk.venue.instruments) == 1, "others of the list are none of ours"
+
+
+def test_a_crossed_book_is_live_in_an_auction_and_stale_after_it():
+    pipeline = Pipeline(lambda datagram: None, lambda: 1, 1)
+    session = pipeline.venue("okx", discover=True).session()
+    pipeline.recoveries["okx"].line = session
+
+    def say(text):
+        assert pipeline.decode(session, text.encode(), 9)[1] is None
+        return pipeline.publisher.entries[0].state
+
+    crossed = SNAPSHOT.replace('"bids":[["120.66"', '"bids":[["120.69"')
+    assert say(SNAPSHOT) == LIVE and say(crossed) == STALE
+    assert say(STATES % "preopen") == STALE and say(crossed) == LIVE
+    assert say(STATES % "live") == STALE and say(SNAPSHOT) == LIVE
 
 
 @pytest.mark.parametrize("text, notice", [
