@@ -14,6 +14,7 @@ from collections import namedtuple
 from feeder import config as configuration
 from feeder.host import cores as layout
 from feeder.host.facts import CAP_IPC_LOCK, CAP_NET_ADMIN, cpus_text
+from feeder.packet import MAX_PACKET_BYTES, largest
 from feeder.ring import ring_bytes
 
 OK, UNKNOWN, DEGRADED, UNFIT = "ok", "unknown", "degraded", "unfit"
@@ -42,11 +43,12 @@ Row = namedtuple("Row", "name status found wanted cost commands")
 class Patient:
     """All that is known: the host, what is configured for it, and what had to be asked beyond files."""
 
-    def __init__(self, config, host, build, *, clock=None, tls=None, reached=(), offloads=None,
+    def __init__(self, config, host, build, *, clock=None, tls=None, reached=(), offloads=None, can_segment=None,
                  force_rings=False):
         self.config, self.host, self.build, self.clock = config, host, build, clock
         self.force_rings = force_rings
         self.offloads = offloads or (lambda name: None)      # a function like net.ethtool's
+        self.can_segment = can_segment or (lambda size: None)        # and like net.udp's
         self.tls, self.reached = tls, reached            # None: an interpreter without ssl; [(venue, [Reached, ...])]
         self.workers = min(config.hft.runtime.workers, max(len(venue.symbols) for venue in config.venues))
         self.is_linux = host.kernel().system == "Linux"
@@ -343,6 +345,20 @@ def backlog(patient):
                look=["sysctl net.core.netdev_max_backlog"] if patient.is_linux else [])
 
 
+def bursts(patient):
+    size, card = largest(patient.config.output.packet_bytes), patient.network
+    known = patient.can_segment(size)
+    if not patient.config.hft.sockets.batch_us:
+        return row("bursts", "each datagram by a call of its own: sockets.batch_us is 0", "", False, "")
+    reason = ("the kernel does not have it" if known is False else
+              f"two packets of {size} bytes are too much for a call" if 2 * size > MAX_PACKET_BYTES else
+              f"packets of {size} bytes do not fit into the MTU of {card.mtu}"
+              if card and card.mtu and card.mtu < size + UDP_HEADERS_BYTES else "")
+    return row("bursts", None if known is None else reason or "UDP_SEGMENT", "several datagrams a call (UDP_SEGMENT)",
+               bool(reason), "a datagram of a burst costs six times as much", [
+                   "# a kernel of 4.18 or newer" if known is False else "# a smaller output.packet_bytes in hft_config.json"])
+
+
 def udp(patient):
     known = patient.host.udp()
     counts = known or {}
@@ -508,7 +524,7 @@ CHECKS = {
     "host": (kernel, virtualization, python, memory_order),
     "processors": (processors, affinity, isolation, siblings, governor, idle_states, interrupts),
     "memory": (lock, memory, huge_pages, swap, shared_memory),
-    "network": (socket_buffers, backlog, udp, network_cards, multicast, igmp),
+    "network": (socket_buffers, backlog, bursts, udp, network_cards, multicast, igmp),
     "clock": (clock_source, clock_keeping),
     "venues": (tls_store, venues),
 }

@@ -13,7 +13,6 @@ Problems are gathered in one _Reader and shown together, so that a folder is rep
 `builtin()` needs no file: the twin's ten symbols at both venues, with empty URLs that `run` fills in.
 """
 
-import difflib
 import json
 import os
 import re
@@ -160,6 +159,7 @@ def _nearest(name, known):
     """Hint for a name that is not known: the nearest one, or all when nothing is near."""
     last = name.rpartition(".")[2]
     near = [each for each in known if each.rpartition(".")[2] == last]        # right key, wrong section
+    import difflib                       # for errors alone
     near = near or difflib.get_close_matches(name, known, 1, 0.6)
     return f"nearest is {near[0]}" if near else "known are " + ", ".join(known)
 

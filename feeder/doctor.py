@@ -139,6 +139,7 @@ def reach(config):
     try:
         from feeder.net.ethtool import offloads
         from feeder.net.probe import Target, probe, tls_store
+        from feeder.net.udp import can_segment
     except ImportError:                # an interpreter that was built without ssl
         return {}
     targets = [(venue.name, Target(url, venue.proxy, venue.ca_file, venue.verify_tls))
@@ -146,7 +147,7 @@ def reach(config):
     answers = {}
     for (name, _), answer in zip(targets, probe([target for _, target in targets])):
         answers.setdefault(name, []).append(answer)
-    return {"tls": tls_store(), "reached": list(answers.items()), "offloads": offloads}
+    return {"tls": tls_store(), "reached": list(answers.items()), "offloads": offloads, "can_segment": can_segment}
 
 
 def main(args):

@@ -259,7 +259,7 @@ class Feed:
                                        config.snapshot_limit)
         self.depth_streams = {stream for line in depth_lines for stream in line.streams}
         self.connect_budget = ConnectBudget(config.connects_per_5_minutes, CONNECT_WINDOW_NS)
-        secure = "s://" in config.websocket_url or "s://" in config.rest_url
+        secure = config.websocket_url.startswith("wss:") or config.rest_url.startswith("https:")
         self.tls = tls_context(config.ca_file or None, config.verify_tls) if secure else None
         self.proxy = proxy_for(config.websocket_url, config.proxy or None)
         self.fetcher = Fetcher(loop, SNAPSHOTS_AT_ONCE, tls=self.tls,

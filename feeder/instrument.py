@@ -19,7 +19,7 @@ class Instrument:
     """One tradable thing at one venue. `instrument_id` is dense from 0, so stages keep state in lists."""
 
     __slots__ = ("instrument_id", "venue", "symbol", "name", "price_decimals", "quantity_decimals",
-                 "price_exponent", "quantity_exponent", "price_factor", "quantity_factor",
+                 "price_exponent", "quantity_exponent", "price_factor", "quantity_factor", "is_scaled",
                  "tick", "lot", "contract", "depth", "may_cross", "verified")
 
     def __init__(self, instrument_id, venue, symbol, name=None, price_decimals=0, quantity_decimals=0, depth=20):
@@ -43,6 +43,7 @@ class Instrument:
         self.quantity_exponent = min(self.quantity_exponent, -self.quantity_decimals)
         self.price_factor = 10 ** (-self.price_exponent - self.price_decimals)
         self.quantity_factor = 10 ** (-self.quantity_exponent - self.quantity_decimals)
+        self.is_scaled = self.price_factor != 1 or self.quantity_factor != 1
 
     def fits(self, levels, price_scale, quantity_scale):
         """Return True if flat levels from before the decimals grew by these scales still fit 64 bits on the wire."""

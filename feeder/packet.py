@@ -35,6 +35,8 @@ MAGIC = 0x31524446            # "FDR1" as bytes on the wire
 VERSION = 1
 
 PACKET = Struct("<IBBHQQqHHI")
+PACKET_REST = Struct("<QqHH")                     # of a header, what differs from packet to packet: sequence to bytes
+FLAGS_AT, REST_AT = 5, 16
 MESSAGE = Struct("<HHIQqqBBHI")
 DEFINITION_BODY = Struct(f"<bbHIqq{VENUE_BYTES}s{SYMBOL_BYTES}s{SYMBOL_BYTES}s")
 STATUS_BODY = Struct(f"<HBBI{VENUE_BYTES}s32s")
@@ -110,6 +112,12 @@ def levels_struct(number_count):
     return Struct(f"<{number_count}q")
 
 
+@lru_cache(maxsize=1024)
+def levels_message(number_count):
+    """Header and levels in one store."""
+    return Struct(f"{MESSAGE.format}{number_count}q")
+
+
 class Encoder:
     """Fills datagrams and hands each full one to `emit(memoryview)`, valid during that call only.
 
@@ -143,6 +151,8 @@ class Encoder:
         self.hold_ns = hold_ns
         self.buffer = bytearray(burst * self.packet_bytes)
         self.view = memoryview(self.buffer)
+        for start in range(0, len(self.buffer), self.packet_bytes):
+            PACKET.pack_into(self.buffer, start, MAGIC, VERSION, 0, self.channel, self.session, 0, 0, 0, 0, 0)
         self.used = PACKET.size
         self.room = self.limit = self.packet_bytes
 
@@ -151,8 +161,7 @@ class Encoder:
         count = self.count
         start, used = self.start, self.used
         if count or flags:
-            PACKET.pack_into(self.buffer, start, MAGIC, VERSION, flags, self.channel, self.session,
-                             self.sequence, self.clock_ns(), count, used - start, 0)
+            PACKET_REST.pack_into(self.buffer, start + REST_AT, self.sequence, self.clock_ns(), count, used - start)
             self.sequence += count
             self.count = 0
             self.packets += 1
@@ -164,7 +173,11 @@ class Encoder:
             self.start = 0
             self.limit = self.room
         self.used = PACKET.size
+        if flags:
+            self.buffer[start + FLAGS_AT] = flags
         self.emit(self.view[:used])
+        if flags:
+            self.buffer[start + FLAGS_AT] = 0
 
     def full(self, may_pad=True):
         """End the packet, since the next message goes into another one: it leaves, or waits for those that follow it.
@@ -191,8 +204,7 @@ class Encoder:
             MESSAGE.pack_into(self.buffer, self.used, PADDING, free, ALL_INSTRUMENTS, 0, 0, 0, LAST, 0, 0, 0)
             self.view[self.used + MESSAGE.size:stop] = bytes(free - MESSAGE.size)
             self.count += 1
-        PACKET.pack_into(self.buffer, start, MAGIC, VERSION, 0, self.channel, self.session, self.sequence, now_ns,
-                         self.count, self.packet_bytes, 0)
+        PACKET_REST.pack_into(self.buffer, start + REST_AT, self.sequence, now_ns, self.count, self.packet_bytes)
         self.sequence += self.count
         self.count = 0
         self.packets += 1
@@ -253,9 +265,8 @@ class Encoder:
                                          bids, asks, more_flags)
             at = self.beyond(size)
         flags = more_flags | (LAST | FIRST if kind == SNAPSHOT else LAST)
-        MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
-                          flags, state, len(bids) >> 1, epoch)
-        levels_struct(numbers).pack_into(self.buffer, at + 40, *bids, *asks)
+        levels_message(numbers).pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
+                                          flags, state, len(bids) >> 1, epoch, *bids, *asks)
         self.used = at + size
         self.count += 1
 

@@ -111,23 +111,30 @@ class Publisher:
             return                                # all of it lay below the published window
         if bid_side.best > ask_side.best and not instrument.may_cross:
             return self.crossed(entry, sequence, recv_ns)
-        outside(instrument, bids)
-        outside(instrument, asks)
+        if instrument.is_scaled:
+            outside(instrument, bids)
+            outside(instrument, asks)
         self.encoder.levels(INCREMENT, instrument.instrument_id, LIVE, entry.epoch, sequence, event_ns, recv_ns,
                             bids, asks)
 
     def trade(self, instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         entry = self.entries[instrument.instrument_id]
         entry.trades += 1
+        if instrument.is_scaled:
+            price *= instrument.price_factor
+            quantity *= instrument.quantity_factor
         self.encoder.trade(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns, trade_id,
-                           price * instrument.price_factor, quantity * instrument.quantity_factor, side)
+                           price, quantity, side)
 
     def bbo(self, instrument, sequence, event_ns, recv_ns, bid_price, bid_quantity, ask_price, ask_quantity):
         entry = self.entries[instrument.instrument_id]
         entry.bbos += 1
-        price, quantity = instrument.price_factor, instrument.quantity_factor
+        if instrument.is_scaled:
+            price, quantity = instrument.price_factor, instrument.quantity_factor
+            bid_price, ask_price = bid_price * price, ask_price * price
+            bid_quantity, ask_quantity = bid_quantity * quantity, ask_quantity * quantity
         self.encoder.bbo(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns,
-                         bid_price * price, bid_quantity * quantity, ask_price * price, ask_quantity * quantity)
+                         bid_price, bid_quantity, ask_price, ask_quantity)
 
     def stale(self, instrument, reason, recv_ns):
         entry = self.entries[instrument.instrument_id]

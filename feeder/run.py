@@ -22,8 +22,6 @@ from feeder.schema import SCHEMA, accepts, expected
 from feeder.screen import Screen, interruptible, size_text, time_text
 from feeder.stages import Input, Output, Vitals, take_measures
 from feeder.status import Status
-from feeder.supervise import Supervisor
-from feeder.twin import spawn
 
 log = logging.getLogger("feeder.run")
 
@@ -147,6 +145,7 @@ def run(config, args):
     with ExitStack() as stack:
         child = None
         if not args.config:
+            from feeder.twin import spawn            # the parts that only some runs need are loaded by these
             child = stack.enter_context(spawn([
                 "--venue", ",".join(venue.name for venue in config.venues), "--rate", args.rate,
                 "--symbols", ",".join(f"{coin}/USDT" for coin in configuration.TWIN_COINS),
@@ -155,6 +154,7 @@ def run(config, args):
                 venue.websocket_url = child.info[venue.name]["websocket_url"]
                 venue.rest_url = child.info[venue.name]["rest_url"]
         if config.hft.runtime.workers:
+            from feeder.supervise import Supervisor
             running = Supervisor(config, stack, screen.interval_ns)
         else:       # after the built-in venue was started, which is not to inherit the measures
             running = Run(config, stack, take_measures(config, stack, "feeder-run",

@@ -96,9 +96,10 @@ def test_answers_are_in_the_rows(results):
 
 @pytest.mark.skipif(not POSIX, reason="needs POSIX sockets")
 def test_wire_tells_of_the_whole_way(results):
-    *climb, main = rows(results, "wire")
-    assert main["scenario"] == "half the knee" and [row["rate"] for row in climb] == [1_000, 4_000]
-    for row in climb + [main]:
+    *climb, knee, main = rows(results, "wire")
+    assert (knee["scenario"], main["scenario"]) == ("the knee, CPU time", "half the knee")
+    assert [row["rate"] for row in climb] == [1_000, 4_000][:len(climb)] and main["rate"] == knee["rate"] // 2
+    for row in climb + [knee, main]:
         assert row["latency_ns"]["p50"] > 1_000 and row["reference_latency_ns"]["p50"] > 1_000
         assert row["jitter_ns"] == row["latency_ns"]["p99"] - row["latency_ns"]["p50"]
         if sys.platform == "linux":

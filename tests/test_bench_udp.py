@@ -18,7 +18,7 @@ def found():
 
 def test_rows_of_both_directions_with_the_plans_goal_where_there_are_bursts(found):
     assert list(found) == ([f"send, {name}" for name in SENT] + ["send, full, 44 a call; receiver coalesces"]
-                           + [f"receive, {name}" for name in SENT])
+                           + [f"receive, {name}" for name in SENT] + ["receive, one a call, not coalescing"])
     for name, row in found.items():
         assert row["unit"] == "datagram" and row["ns"] > 0 and row["reference"] in ("connected send", "recv_into")
         assert row.get("goal") == ({"reach": 0.4, "beyond": 0.2} if name in [f"send, {each}" for each in (

@@ -32,7 +32,7 @@ CRYPTO = str(ROOT / "config" / "feeder" / "crypto")
 def patient(folder, files, config=None, system="Linux", machine="x86_64", **more):
     host = build(folder, files, system, machine)
     return Patient(config or configuration.builtin(), host, more.pop("build", BUILD),
-                   **{"clock": KEPT, "tls": TLS, **more})
+                   **{"clock": KEPT, "tls": TLS, "can_segment": lambda size: True, **more})
 
 
 def rows(patient):
@@ -240,6 +240,18 @@ def test_buffers_may_be_forced(tmp_path):
     assert "exceeded by CAP_NET_ADMIN" in only(tmp_path / "a", "receive buffer", small).found
     small["proc/self/status"] = machines.status("0")
     assert only(tmp_path / "b", "receive buffer", small).status == DEGRADED
+
+
+@pytest.mark.parametrize("config, can, status, text", [
+    (changed("sockets.batch_us", 0), False, OK, "sockets.batch_us is 0"),
+    (configuration.builtin(), True, OK, "UDP_SEGMENT"),
+    (configuration.builtin(), None, UNKNOWN, "not readable"),
+    (configuration.builtin(), False, DEGRADED, "does not have it"),
+    (changed("output.packet_bytes", 40_000), True, DEGRADED, "two packets of 40000 bytes"),
+    (changed("output.interface", "eth0", "output.packet_bytes", 9000), True, DEGRADED, "MTU of 1500")])
+def test_bursts(tmp_path, config, can, status, text):
+    found = rows(patient(tmp_path, machines.ready_vm(), config, can_segment=lambda size: can))["bursts"]
+    assert found.status == status and text in found.found and bool(found.commands) == (status == DEGRADED)
 
 
 def test_a_packet_must_fit_the_card(tmp_path):

@@ -304,6 +304,11 @@ def test_the_command_line_starts_light():
     assert loaded("feeder.cli") == []
 
 
+def test_a_run_waits_for_nothing_that_only_some_runs_need():
+    """TLS, REST's client and the twin's are loaded when they are wanted: 25 ms of 65."""
+    assert set(loaded("feeder.run")) == {"socket", "ctypes", "json", "logging"}
+
+
 def test_words_and_the_machines_of_the_data_path_load_no_machinery():
     assert loaded("feeder.message", "feeder.book", "feeder.packet", "feeder.counter", "feeder.receiver") == []
     assert loaded("feeder.recovery", "feeder.venue") == ["json"]

@@ -230,6 +230,15 @@ def test_the_pause_is_short_again_after_data_not_after_a_mere_connection():
         assert feed.row()["disconnects"] == 3 and feed.row()["connects"] == 4
 
 
+def test_only_who_speaks_tls_loads_its_certificates():
+    for websocket_url, rest_url, wanted in (("ws://127.0.0.1:9", "http://127.0.0.1:9", False),
+                                            ("wss://127.0.0.1:9", "http://127.0.0.1:9", True),
+                                            ("ws://127.0.0.1:9", "https://127.0.0.1:9", True)):
+        with desk(websocket_url=websocket_url, rest_url=rest_url) as found:
+            found.feed = Feed(found.loop, found.pipeline, found.config, {}, dice(1))
+            assert (found.feed.tls is not None) == wanted
+
+
 def test_connects_keep_to_the_budget(monkeypatch):
     monkeypatch.setattr(ingest, "CONNECT_WINDOW_NS", SECOND)
     monkeypatch.setattr(ingest.Backoff, "next_ns", lambda self: 0)

@@ -5,7 +5,7 @@ from test_net_stream import Server, dead_port
 from feeder.clock import MILLISECOND
 from feeder.errors import ConfigError
 from feeder.net import NetworkError, Proxy, connect, proxy_for, server_tls_context, tls_context
-from feeder.net.proxy import MAX_HEAD_BYTES, read_connect_answer
+from feeder.net.proxy import MAX_HEAD_BYTES, may_have_settings, read_connect_answer
 
 
 @pytest.fixture
@@ -146,3 +146,10 @@ def test_no_proxy_and_loopback_go_direct(environment):
     for url in ("wss://a.direct.test", "wss://port.test:9443", "wss://127.0.0.1:9", "wss://localhost", "wss://[::1]:9"):
         assert proxy_for(url, "env") is None, url
     assert proxy_for("wss://port.test", "env") and proxy_for("wss://10.0.0.1", "env")
+
+
+def test_urllib_is_asked_only_where_there_may_be_something_to_find(environment):
+    assert not may_have_settings({"PATH": "/bin"}, "linux") and not may_have_settings({}, "freebsd13")
+    for name in ("https_proxy", "HTTP_PROXY", "All_Proxy", "no_proxy"):
+        assert may_have_settings({name: ""}, "linux")
+    assert may_have_settings({}, "darwin") and may_have_settings({}, "win32")        # they have settings of the system

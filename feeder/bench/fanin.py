@@ -2,8 +2,9 @@
 
 The messages are the same for every number. The recording is cut into as many parts as there are instruments; each
 part becomes the traffic of one, under a symbol of its own, upon the book that the recording had there (its first 1,000
-levels a side). They are played a message of each in turn, so that every message meets a book that was not touched for
-long. The reference, in the same rounds: one instrument with all of them in their own order.
+levels a side), and after some messages that are not counted. They are played a message of each in turn, so that every
+message meets a book that was not touched for long. The reference, in the same rounds: one instrument with all of them
+in their own order.
 
 The answer: after each message a receiver knows the same book, trade or quote, whichever instrument it became.
 
@@ -14,6 +15,7 @@ their number. What its first instrument brings with it, loading and learning wha
 import json
 import subprocess
 import sys
+from bisect import bisect_left
 
 from feeder import clock
 from feeder.bench.measure import BenchError, loads_all, row_of, timed, timed_ours
@@ -26,6 +28,7 @@ from feeder.receiver import Receiver
 
 COUNTS, QUICK_COUNTS = (1, 16, 128, 512, 2048), (1, 16)       # each divides the last one
 LEVELS = 1_000
+WARM_UP = 12                     # diffs, with some 170 messages between: shapes are learned, tables have grown
 LEAST_LIKELY = 0.95              # below it the figure would tell of another path
 KINDS = ("depth", "trade", "bbo")
 GOAL = (1.3, 1.1)
@@ -59,20 +62,27 @@ def bench_fanin(run):
 
 
 class Parts:
-    """The messages, and the book as a snapshot's text before each of `most` equal parts of them."""
+    """The messages, cut into `most` equal parts.
+
+    starts: [(snapshot, messages)] of each part: the book as text WARM_UP diffs before it, and all that came in between.
+    """
 
     def __init__(self, traffic, most):
         self.traffic = traffic
         step = len(traffic.messages) // most
         first = len(traffic.messages) - step * most
         self.messages = traffic.messages[first:]
-        self.snapshots = []
+        diffs = [number for number, payload in enumerate(traffic.messages) if b"@depth" in payload[:60]]
+        begins = [diffs[max(0, bisect_left(diffs, at) - WARM_UP)] for at in range(first, len(traffic.messages), step)]
+        snapshots = dict.fromkeys(begins)
         pipeline, venue = new_pipeline(traffic, lambda view: None)
-        for number, payload in enumerate(traffic.messages):
-            if number >= first and (number - first) % step == 0:
-                self.snapshots.append(snapshot_text(pipeline.publisher.entries[0]))
-            venue.decode(payload, 1)
+        for number in diffs:
+            if number in snapshots:
+                snapshots[number] = snapshot_text(pipeline.publisher.entries[0])
+            venue.decode(traffic.messages[number], 1)
             pipeline.encoder.flush()
+        self.starts = [(snapshots[begin], traffic.messages[begin:first + number * step])
+                       for number, begin in enumerate(begins)]
 
 
 def snapshot_text(entry):
@@ -98,12 +108,14 @@ def renamed(payload, name):
     return payload.replace(b"BTCUSDT", name).replace(b"btcusdt", name.lower())
 
 
-def add(pipeline, venue, traffic, number, snapshot):
-    """Add an instrument that is live on `snapshot` and has its shapes learned. The diff it is shown is older."""
+def add(pipeline, venue, traffic, number, snapshot, warm_up=()):
+    """Add an instrument that is live on `snapshot` and has its shapes learned. The first diff it is shown is older."""
     for kind in KINDS:
         for payload in traffic.kinds[kind][:1]:
             venue.decode(renamed(payload, symbol(number)), 0)
     venue.decode_snapshot(pipeline.instruments.all[number], snapshot, 0)
+    for payload in warm_up:
+        venue.decode(renamed(payload, symbol(number)), 0)
     entry = pipeline.publisher.entries[number]
     if entry.state != LIVE:
         raise BenchError(f"fanin: {entry.instrument.symbol} is not live after its snapshot")
@@ -114,7 +126,7 @@ def new_parts(parts, count, emit):
     pipeline = Pipeline(emit, lambda: 0, session=1)
     venue = pipeline.venue("binance_spot", discover=True)
     for number in range(count):
-        add(pipeline, venue, parts.traffic, number, parts.snapshots[number * len(parts.snapshots) // count])
+        add(pipeline, venue, parts.traffic, number, *parts.starts[number * len(parts.starts) // count])
     pipeline.encoder.flush()
     step = len(parts.messages) // count
     return venue, pipeline.encoder.flush, [
@@ -160,7 +172,8 @@ def published(parts, count):
 def memory_row(run, parts, count):
     """The CPU time of taking one snapshot, and what stays of it."""
     pairs, grown = [], []
-    snapshot, reference = parts.snapshots[0], loads_all([parts.snapshots[0]] * count)
+    snapshot = parts.starts[0][0]
+    reference = loads_all([snapshot] * count)
     for _ in range(2):
         job = json.dumps({"count": count, "snapshot": snapshot.decode(),
                           "first": [payload.decode() for kind in KINDS for payload in parts.traffic.kinds[kind][:1]]})

@@ -45,7 +45,7 @@ class _Samples:
         self.counts = Counter()
 
     def _take(self, number, frame):
-        self.counts[frame.f_code, frame.f_lineno] += 1
+        self.counts[frame.f_code, frame.f_lineno or frame.f_code.co_firstlineno] += 1
 
     def __enter__(self):
         self._before = signal.signal(signal.SIGPROF, self._take)

@@ -44,7 +44,8 @@ def bench_udp(run):
                    GOAL if name != "one a call" else None)
     yield row(run, "send, full, 44 a call; receiver coalesces", Sending(True), *cases["full, 44 a call"], "connected send")
     for name, (bursts, _) in cases.items():
-        yield row(run, f"receive, {name}", Receiving(), bursts, bursts, "recv_into")
+        yield row(run, f"receive, {name}", Receiving(True), bursts, bursts, "recv_into")
+    yield row(run, "receive, one a call, not coalescing", Receiving(False), *cases["one a call"], "recv_into")
 
 
 def turns(traffic, messages, burst):
@@ -173,23 +174,23 @@ class Sending(Way):
 
 
 class Receiving(Way):
-    def __init__(self):
-        super().__init__(True, False)
+    def __init__(self, coalesce):
+        super().__init__(coalesce, False)
 
     def part(self, calls, ours):
         for call in calls:
             self.sender.send(b"".join(call))
-        coalescing, single = [], []
+        own, single = [], []
         start_ns = clock.cpu_ns()
         if ours:
-            self.take_bursts(self.receivers[0], coalescing)
+            self.take_bursts(self.receivers[0], own)
         else:
             self.take_singly(self.receivers[1], single)
         ns = clock.cpu_ns() - start_ns
         if ours:
             self.take_singly(self.receivers[1], single)
         else:
-            self.take_bursts(self.receivers[0], coalescing)
-        self.check(calls, coalescing)
+            self.take_bursts(self.receivers[0], own)
+        self.check(calls, own)
         self.check(calls, single)
         return ns

@@ -14,7 +14,8 @@ snapshot, each round with a stretch at the same rate that is not counted. `feede
 `sleep`), and so does the forwarder. What one receive brought leaves it as one datagram, no longer than the feeder's may
 be: the least that any Python process between the two sockets does, and it, too, batches when it is behind.
 
-The knee is the highest rate at which nothing piles up: half of the round's last quarter came out within KEEPING_UP_NS.
+The knee is the highest rate at which nothing piles up: half of the round's last quarter came out within
+KEEPING_UP_NS. Its row has the CPU time of a message there, all others the p50 of their latencies.
 The answer: every trade and quote comes out, nothing is lost, and the listener's book is the one built in memory.
 
 What is left out: cards, drivers, TLS, the wire itself, and the waking of who reads the datagrams.
@@ -46,7 +47,7 @@ RATES = (2_000, 5_000, 10_000, 20_000, 30_000, 40_000, 50_000, 60_000, 80_000, 1
          300_000)
 QUICK_RATES = (1_000, 4_000)
 ROUND_S, MAIN_ROUND_S = 0.6, 1.2
-CLIMB_ROUNDS = 2
+CLIMB_ROUNDS, REFINEMENTS = 2, 3
 INTRO = 300                      # messages before each round, among them the diffs that join the snapshot
 SETTLING = 0.1                   # of a round's messages are not counted
 KEEPING_UP_NS = 2 * clock.MILLISECOND
@@ -63,19 +64,26 @@ def bench_wire(run):
     with ExitStack() as stack:
         rig = Rig(run, stack)
         seconds = 0.1 if run.quick else ROUND_S
-        knee = beyond = 0
+        knee = too_fast = 0
         for rate in QUICK_RATES if run.quick else RATES:
             run.say(f"wire: {rate:,} messages/s")
             rounds = rig.rounds(rate, seconds, min(run.repeats, CLIMB_ROUNDS))
             yield rig.row(f"{rate:,} messages/s", rate, rounds)
-            if keeps_up(rounds):
-                knee = rate
-            else:
-                beyond += 1
-            if beyond == 2:                      # the knee and past it
+            if not keeps_up(rounds):
+                too_fast = rate
                 break
+            knee, at_knee = rate, rounds
         if not knee:
-            raise BenchError(f"wire: not even {RATES[0]:,} messages/s were kept up with")
+            raise BenchError(f"wire: not even {rate:,} messages/s were kept up with")
+        for _ in range(REFINEMENTS if too_fast else 0):
+            rate = (knee + too_fast) // 2
+            run.say(f"wire: the knee is between {knee:,} and {too_fast:,} messages/s")
+            rounds = rig.rounds(rate, seconds, CLIMB_ROUNDS)
+            if keeps_up(rounds):
+                knee, at_knee = rate, rounds
+            else:
+                too_fast = rate
+        yield rig.row("the knee, CPU time", knee, at_knee, by_cpu=True)
         run.say(f"wire: half the knee, {knee // 2:,} messages/s")
         rounds = rig.rounds(knee // 2, seconds if run.quick else MAIN_ROUND_S, run.repeats)
         yield rig.row("half the knee", knee // 2, rounds, GOAL)
@@ -94,7 +102,8 @@ class Round:
 
 
 def keeps_up(rounds):
-    return statistics.median(own.last_quarter_ns for own, _ in rounds) <= KEEPING_UP_NS
+    """A stall of the host looks like a rate that is too high, never the other way round: the best round counts."""
+    return min(own.last_quarter_ns for own, _ in rounds) <= KEEPING_UP_NS
 
 
 class Rig:
@@ -290,13 +299,14 @@ class Rig:
 
     # -- figures ---------------------------------------------------------------------------------------------
 
-    def row(self, scenario, rate, rounds, goal=None):
+    def row(self, scenario, rate, rounds, goal=None, by_cpu=False):
         count = rounds[0][0].count
         own, other, pairs = Histogram(), Histogram(), []
-        for ours, theirs in rounds:
-            own.merge(ours.latency)
-            other.merge(theirs.latency)
-            pairs.append((ours.latency.percentile(50) * count, theirs.latency.percentile(50) * count))
+        by_cpu = by_cpu and all(each.cpu_ns is not None for pair in rounds for each in pair)
+        for pair in rounds:
+            own.merge(pair[0].latency)
+            other.merge(pair[1].latency)
+            pairs.append([each.cpu_ns if by_cpu else each.latency.percentile(50) * count for each in pair])
         row = row_of("wire", scenario, count, pairs, "a bare recv and send in Python", goal=goal, rate=rate,
                      placed=self.where, latency_ns=own.summary(), reference_latency_ns=other.summary(),
                      late_ns_p99=max(each.late.percentile(99) for pair in rounds for each in pair))

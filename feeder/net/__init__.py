@@ -18,8 +18,21 @@ from .loop import Loop, Timer
 from .proxy import Proxy, proxy_for
 from .sockets import NetworkError, SocketOptions
 from .stream import Listener, Stream, connect, listen
-from .tls import server_tls_context, tls_context
 from .udp import PacketReceiver, PacketSender
+
+
+
+def tls_context(ca_file=None, verify=True):
+    """See tls.py, which is loaded by the first who needs it."""
+    from . import tls
+    return tls.tls_context(ca_file, verify)
+
+
+def server_tls_context(certificate_file, key_file):
+    """See tls.py."""
+    from . import tls
+    return tls.server_tls_context(certificate_file, key_file)
+
 
 __all__ = [
     "Answer", "Backoff", "ConnectBudget", "Fetcher", "Listener", "Loop", "NetworkError", "PacketReceiver",

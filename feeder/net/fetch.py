@@ -10,12 +10,10 @@ however slowly the bytes drip.
 `on_done` is called exactly once for each get(), unless close() came first; then never.
 """
 
-import http.client
 import io
 import logging
 import queue
 import socket
-import ssl
 import threading
 from functools import partial
 from urllib.parse import urlsplit
@@ -26,7 +24,6 @@ from ..host import cpu
 from .proxy import DEFAULT_PORTS, read_connect_answer
 from .resolve import lookup
 from .sockets import NetworkError, address_text, os_error_text
-from .tls import tls_context, tls_error_text
 
 log = logging.getLogger("feeder.net")
 
@@ -114,6 +111,7 @@ class Fetcher:
     def _context(self):
         with self._lock:
             if self._tls is None:
+                from .tls import tls_context
                 self._tls = tls_context()
             return self._tls
 
@@ -149,6 +147,9 @@ class _Request:
 
     def perform(self, context, proxy):
         """Return the Answer; never raises."""
+        import http.client               # here, in a worker's thread: 13 ms that the start of a run need not wait for
+        import ssl
+        from .tls import tls_error_text
         self._deadline_ns = steady_ns() + int(self.timeout_s * SECOND)
         try:
             return self._fetch(context, proxy)
@@ -170,6 +171,7 @@ class _Request:
         return Answer(self.url, error=f"{self.url}: {error}")
 
     def _fetch(self, context, proxy):
+        from http.client import HTTPConnection
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise NetworkError("expected an http or https URL")
@@ -183,7 +185,7 @@ class _Request:
             self._hold(context().wrap_socket(self._socket, server_hostname=host, do_handshake_on_connect=False))
             self._socket.settimeout(self._remaining_s())
             self._socket.do_handshake()
-        connection = http.client.HTTPConnection(host, port)      # it only writes the request and parses the answer
+        connection = HTTPConnection(host, port)                  # it only writes the request and parses the answer
         connection.default_port = DEFAULT_PORTS[parts.scheme]    # not part of the Host header then
         connection.sock = _Wire(self._socket, self._remaining_s)
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

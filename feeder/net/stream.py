@@ -20,7 +20,6 @@ import errno
 import logging
 import os
 import socket
-import ssl
 import struct
 
 from ..clock import SECOND, steady_ns, wall_ns
@@ -28,7 +27,6 @@ from ..errors import HostError
 from .proxy import read_connect_answer
 from .resolve import lookup
 from .sockets import NetworkError, SocketOptions, address_text, os_error_text, request, request_buffer
-from .tls import TlsSession, tls_error_text
 
 log = logging.getLogger("feeder.net")
 
@@ -244,6 +242,7 @@ class Stream:
         context, server_name = self._tls_wanted
         if context is None:
             return self._opened(rest, recv_ns)
+        from .tls import TlsSession
         try:
             session = TlsSession(context, server_name)
         except ValueError as error:      # a name that cannot be one, such as ".example"
@@ -261,9 +260,9 @@ class Stream:
         session.feed(view)
         try:
             done = session.handshake()
-        except ssl.SSLError as error:
+        except NetworkError as error:
             self._send(session.take())   # the alert, so that the peer knows too
-            return self._fail(tls_error_text(error))
+            return self._fail(error)
         self._send(session.take())
         if done and self.stage is HANDSHAKE:
             self._opened(b"", recv_ns)   # application data may lie in the session already; b"" reads it
@@ -306,9 +305,9 @@ class Stream:
         while count == len(buffer) and self.stage is OPEN:
             try:
                 count = session.read_into(buffer)
-            except ssl.SSLError as error:
+            except NetworkError as error:
                 self._send(session.take())
-                return self._fail(tls_error_text(error))
+                return self._fail(error)
             if count:
                 self.bytes_in += count
                 self._guarded(self.on_data, self, buffer[:count], recv_ns)
@@ -489,6 +488,7 @@ class Listener:
         if self._tls is None:
             stream._opened(b"", 0)
         else:
+            from .tls import TlsSession
             self._unopened.add(stream)
             stream._handshake(TlsSession(self._tls, server_side=True), b"", 0)
 

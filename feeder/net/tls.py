@@ -4,12 +4,15 @@
 
 Against an SSLSocket this saves two system calls for each record (OpenSSL reads a header, then a body), lets one
 receive bring many records under one time stamp, and leaves one state machine for plain and TLS streams alike.
+
+Who needs it imports it there and then: ssl takes 6 ms to load, which a feed without TLS need not wait for.
 """
 
 import logging
 import ssl
 
 from ..errors import ConfigError
+from .sockets import NetworkError
 
 log = logging.getLogger("feeder.net")
 
@@ -65,18 +68,20 @@ class TlsSession:
         return self._outgoing.read()
 
     def handshake(self):
-        """Go on with the handshake; return True when it is done. Raises ssl.SSLError."""
+        """Go on with the handshake; return True when it is done. Raises NetworkError."""
         try:
             self._ssl.do_handshake()
         except ssl.SSLWantReadError:
             return False
+        except ssl.SSLError as error:
+            raise NetworkError(tls_error_text(error)) from None
         return True
 
     def read_into(self, view):
         """Fill `view` with the plain text of as many records as fit; return the bytes filled.
 
         Fewer than len(view): there is no more now. Whatever a full view left over, pending() data of a record
-        cut in two included, comes with the next call. Raises ssl.SSLError.
+        cut in two included, comes with the next call. Raises NetworkError.
         """
         read = self._ssl.read
         filled, size = 0, len(view)
@@ -91,6 +96,8 @@ class TlsSession:
             pass
         except ssl.SSLZeroReturnError:
             self.ended = True
+        except ssl.SSLError as error:
+            raise NetworkError(tls_error_text(error)) from None
         return filled
 
     def write(self, data):

@@ -257,6 +257,16 @@ class PacketReceiver:
         self._socket.close()
 
 
+def can_segment(segment_bytes):
+    """Whether this kernel has UDP_SEGMENT; asked on a socket of its own, nothing is sent."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, segment_bytes)
+            return LINUX and sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT) == segment_bytes
+    except OSError:
+        return False
+
+
 def _is_multicast(group):
     try:
         address = ipaddress.ip_address(group)
