@@ -9,6 +9,7 @@ from test_venue_live import agree, desk_of, quick, start      # noqa: F401 (quic
 from feeder.errors import CaptureError, NumberError, VenueError
 from feeder.message import BUY, LIVE, SELL
 from feeder.replay import Replay
+from feeder.twin.registry import DIALECTS
 from feeder.venue import recognise
 from feeder.venue.contract import ACK, ALIVE, ERROR, GAP, NEXT, OLD, REPLY, Instruments, Listing, Notice
 from feeder.venue.deribit import CHANNELS_PER_REQUEST, Deribit
@@ -158,6 +159,10 @@ def test_names_and_kinds_of_symbols(symbol, name, asked):
     assert Deribit.facts.symbol.fullmatch(symbol) and Deribit.common_name(symbol) == name
     request, = venue_of().instruments_requests([symbol, symbol])
     assert request.path == f"/api/v2/public/get_instruments?{asked}&expired=false"
+
+
+def test_the_embedded_run_and_the_twin_spell_alike():
+    assert Deribit.spelling("BTC", "USDT") == DIALECTS["deribit"]().spell("BTC", "USDT") == "BTC_USDT"
 
 
 def test_sizes_are_told_without_exponents():

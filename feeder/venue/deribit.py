@@ -43,7 +43,6 @@ TEST_ID = 0                             # of answers to test_request; ours count
 class Deribit(Venue):
     name = "deribit"
     book = STREAM
-    contract = "-PERP"
     loads = staticmethod(exact_json)
     facts = VenueFacts(
         "Deribit", "each change names the one before", (("depth", "bbo", "trade"),),
@@ -66,7 +65,7 @@ class Deribit(Venue):
 
     @classmethod
     def spelling(cls, base, quote):
-        return f"{base}-PERPETUAL" if quote == "USD" else f"{base}_{quote}-PERPETUAL"
+        return f"{base}_{quote}"
 
     @classmethod
     def common_name(cls, symbol):
