@@ -209,7 +209,7 @@ def test_a_reply_is_sent_at_once_and_is_life():
 
 def test_a_broken_line_is_made_anew_and_nothing_behind_the_break_is_read():
     with served() as (made, venue):
-        made.until(made.live)
+        made.until(lambda: made.live() and made.feed.last_error)          # of the instrument list: it comes first
         connection = made.feed.lines[0]
         seen = []
 
