@@ -9,13 +9,15 @@ from zlib import crc32
 
 import pytest
 from support import CAPTURES, Market, Recorder, book_decimals, dice, lines, needs_captures, recordings, short
+from test_venue_kraken import spoil
 
 from feeder.errors import VenueError
 from feeder.message import BUY, SELL
 from feeder.replay import Replay
 from feeder.venue import recognise
 from feeder.venue.bitfinex import FLAGS, MAINTENANCE_NS, OB_CHECKSUM, SEQ_ALL, TIMESTAMP, Bitfinex
-from feeder.venue.contract import (ACK, ALIVE, ERROR, OWN_SEQUENCE_BITS, SHUTDOWN, BrokenLine, Instruments, Listing, Notice)
+from feeder.venue.contract import (ACK, ALIVE, ERROR, OWN_SEQUENCE_BITS, SHUTDOWN, BrokenLine, Instruments, Listing,
+                                   Notice)
 
 # Of another project's tests (§5): price:amount, best first, asks without their sign; and the checksum.
 VECTORS = [
@@ -24,9 +26,10 @@ VECTORS = [
      "0.000003:132026.43745235 0.000004:2600.22734884 0.000005:1942.485768 0.000006:1996.35673 0.000007:2933.068129 "
      "0.000008:3285.38349046 0.000009:1610.227619 0.00001:2163.06111805 0.00002:48087.30266417 0.00003:2195.91921188 "
      "0.00004:7528.426572 0.00005:10902.277535 0.00006:8404.366051 0.00007:2527.94523598 0.00008:124.18614432 "
-     "0.00009:25.39631 0.0001:50.311021 0.0002:25244.5889 0.0006:1328.29032048 0.002:200 0.02:200 0.2:200 1:200", 1822826369),
-    ("60000:0.02675957 1000:0.002168 600:0.009 500:1 300:0.6 100:0.1 70:0.5 30:1.2 6:1 2:4 1:17.388385 0.9:10 0.7:10 0.6:10 "
-     "0.5:20 0.4:14 0.3:10 0.2:10 0.1:59 0.04:10 0.02:1 0.01:17 0.00002:10 0.000002:10 2e-7:10",
+     "0.00009:25.39631 0.0001:50.311021 0.0002:25244.5889 0.0006:1328.29032048 0.002:200 0.02:200 0.2:200 1:200",
+     1822826369),
+    ("60000:0.02675957 1000:0.002168 600:0.009 500:1 300:0.6 100:0.1 70:0.5 30:1.2 6:1 2:4 1:17.388385 0.9:10 0.7:10 "
+     "0.6:10 0.5:20 0.4:14 0.3:10 0.2:10 0.1:59 0.04:10 0.02:1 0.01:17 0.00002:10 0.000002:10 2e-7:10",
      "70000:0.05670774 2000000:0.001 20000000:0.00004", 167208263),
     ("", "", 0)]
 BTC, DOGE = "tBTCUSD", "tDOGE:USD"
@@ -39,7 +42,8 @@ def signed(checksum):
 
 def plain_checksum(bids, asks):
     """§5, word for word: {price token: amount token} of each side, asks' amounts negative."""
-    bids, asks = sorted(bids.items(), key=lambda row: -Decimal(row[0])), sorted(asks.items(), key=lambda row: Decimal(row[0]))
+    bids = sorted(bids.items(), key=lambda row: -Decimal(row[0]))
+    asks = sorted(asks.items(), key=lambda row: Decimal(row[0]))
     parts = []
     for at in range(25):
         for side in (bids, asks):
@@ -56,7 +60,8 @@ def rows_of(bids, asks, count=1):
 
 def subscribed(channel, symbol, number, levels=100, more=""):
     book = f',"prec":"P0","freq":"F0","len":"{levels}"' if channel == "book" else ""
-    return f'{{"event":"subscribed","channel":"{channel}","chanId":{number},"symbol":"{symbol}"{more or book},"pair":"{symbol[1:]}"}}'
+    return (f'{{"event":"subscribed","channel":"{channel}","chanId":{number},"symbol":"{symbol}"{more or book},'
+            f'"pair":"{symbol[1:]}"}}')
 
 
 INFO = '{"event":"info","version":2,"serverId":"083bd8d4-aca7-4690-a573-eabfc8103de8","platform":{"status":1}}'
@@ -109,10 +114,11 @@ def samples():
     made = Connection(live=False, books=())
     checksum = signed(crc32(b"7254.7:3.3:7254.8:-1.5e-7:7254.5:0.5"))
     return [INFO, conf(), subscribed("book", BTC, 10), subscribed("trades", BTC, 11), subscribed("ticker", BTC, 12),
-            made.text(12, "[7616.5,31.89055171,7617.5,43.358118629999986,-550.8,-0.0674,7617.1,8314.71200815,8257.8,7500]"),
+            made.text(12, "[7616.5,31.89055171,7617.5,43.358118629999986,-550.8,-0.0674,7617.1,8314.71200815,8257,75]"),
             made.text(10, "[[7254.7,3,3.3],[7254.5,1,1],[7254.8,1,-0.25]]"), made.text(10, "[7254.5,1,0.5]"),
             made.text(10, "[7254.8,1,-1.5e-7]"), made.text(10, '"cs"', str(checksum)), made.text(10, "[7254.7,0,1]"),
-            made.text(11, "[[401597393,1574694475039,0.005,7244.9]]"), made.text(11, '"te"', "[401597395,1574694478808,0.005,7245.3]"),
+            made.text(11, "[[401597393,1574694475039,0.005,7244.9]]"),
+            made.text(11, '"te"', "[401597395,1574694478808,0.005,7245.3]"),
             made.text(11, '"te"', "[401597396,1574694478809,-2e-8,7245.2]"),
             made.text(11, '"tu"', "[401597395,1574694478808,0.005,7245.3]"), made.text(11, '"hb"'), REFUSED,
             '{"event":"pong","ts":1511545528111,"cid":1234}', '{"event":"unsubscribed","status":"OK","chanId":10}',
@@ -169,21 +175,26 @@ def test_checksums_of_known_vectors(bids, asks, checksum):
 
 def javascript(number):
     """A decimal as JavaScript prints it."""
-    text = f"{number:f}".rstrip("0").rstrip(".") if "." in f"{number:f}" else f"{number:f}"
-    if 0 < abs(number) < Decimal("1e-6"):
-        digits = str(abs(number.normalize().as_tuple().digits and int("".join(map(str, number.normalize().as_tuple().digits)))))
-        text = digits[0] + ("." + digits[1:] if digits[1:] else "") + f"e{number.adjusted()}"
-    return text
+    if number < Decimal("1e-6"):
+        first, *more = map(str, number.normalize().as_tuple().digits)
+        return f"{first}{'.' * bool(more)}{''.join(more)}e{number.adjusted()}"
+    text = f"{number:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def test_checksums_of_random_books_agree_with_the_plain_computation():
-    """A window of 100 that the venue keeps: it tells what leaves; every 10 changes it sends the checksum."""
+def test_checksums_of_random_books_agree_with_the_plain_computation_and_both_paths_with_each_other():
+    """Every 10 changes the venue sends the checksum. Both paths read everything alike."""
     rng = dice(4)
-    connection = Connection()
+    connection, plain = Connection(), Connection()
     bids, asks = {}, {}
 
+    def hear(*parts):
+        text = connection.text(10, *parts)
+        assert connection.event(text) == plain.session.decode_json(text.encode(), 9)
+        assert connection.told() == plain.told(), text
+
     def price(sign):
-        return javascript(Decimal(rng.randrange(1, 400)).scaleb(-8) if sign < 0 else Decimal(rng.randrange(400, 90_000)).scaleb(-8))
+        return javascript(Decimal(rng.randrange(1, 400) if sign < 0 else rng.randrange(400, 90_000)).scaleb(-8))
 
     def amount():
         return javascript(Decimal(rng.randrange(1, 10 ** rng.randrange(1, 12))).scaleb(-8))
@@ -191,21 +202,23 @@ def test_checksums_of_random_books_agree_with_the_plain_computation():
     for side, sign in ((bids, -1), (asks, 1)):
         for _ in range(60):
             side[price(sign)] = ("-" if side is asks else "") + amount()
-    connection.hear(10, f"[{','.join(f'[{each},2,{side[each]}]' for side in (bids, asks) for each in side)}]")
+    hear(f"[{','.join(f'[{each},2,{side[each]}]' for side in (bids, asks) for each in side)}]")
     for number in range(600):
         side, sign, mark = rng.choice(((bids, -1, ""), (asks, 1, "-")))
         if side and rng.random() < 0.45:
             gone = rng.choice(sorted(side))
             del side[gone]
-            connection.hear(10, f"[{gone},0,{mark}1]")
+            hear(f"[{gone},0,{mark}1]")
         else:
             at = price(sign)
             side[at] = mark + amount()
-            connection.hear(10, f"[{at},1,{side[at]}]")
+            hear(f"[{at},1,{side[at]}]")
         if number % 10 == 9:
-            connection.hear(10, '"cs"', str(plain_checksum(bids, asks)))
+            hear('"cs"', str(plain_checksum(bids, asks)))
     assert connection.instrument.verified == 60 and connection.venue.checksums_failed == 0
-    assert connection.instrument.price_decimals == 8
+    assert connection.instrument.price_decimals == 8 and plain.instrument.verified == 60
+    print(f"{connection.venue.likely} of 600 by the likely path")
+    assert 300 < connection.venue.likely < 600, "exponents are json's"
 
 
 def test_a_removal_of_what_is_not_there_changes_nothing():
@@ -319,7 +332,8 @@ def test_without_what_proves_the_books_there_are_none(text):
 
 
 def test_a_recording_without_flags_is_read_by_its_own_rules():
-    for flags, tail in ((0, ""), (TIMESTAMP, ",1574694475039"), (SEQ_ALL, ",1"), (SEQ_ALL | TIMESTAMP, ",1,1574694475039")):
+    for flags, tail in ((0, ""), (TIMESTAMP, ",1574694475039"), (SEQ_ALL, ",1"),
+                        (SEQ_ALL | TIMESTAMP, ",1,1574694475039")):
         connection = Connection(live=False, flags=flags)
         assert connection.text(10, "[[7,1,1]]") == f"[10,[[7,1,1]]{tail}]"
         connection.event(f"[10,[[7,1,1]]{tail}]")
@@ -333,7 +347,8 @@ def test_a_recording_without_flags_is_read_by_its_own_rules():
     (conf(), Notice(ACK, ("conf",), "")), (INFO, Notice(ALIVE, None, "")),
     (subscribed("trades", BTC, 30), Notice(ACK, ("trades tBTCUSD",), "")),
     (REFUSED, Notice(ERROR, "book tXX", "tXX: 10300: symbol: invalid")),
-    ('{"event":"error","msg":"unsubscribe: invalid","code":10400,"chanId":7}', Notice(ERROR, "end 7", "10400: unsubscribe: invalid")),
+    ('{"event":"error","msg":"unsubscribe: invalid","code":10400,"chanId":7}',
+     Notice(ERROR, "end 7", "10400: unsubscribe: invalid")),
     ('{"event":"error","msg":"Unknown event","code":10000}', Notice(ERROR, None, "10000: Unknown event")),
     ('{"event":"pong","ts":1511545528111,"cid":1234}', Notice(ALIVE, None, "")),
     (info(20051), Notice(SHUTDOWN, None, "20051: Stopping. Please try to reconnect"))])
@@ -378,7 +393,8 @@ def test_a_maintenance_whose_end_is_not_told_ends_with_the_connection():
 
 def test_other_books_are_not_ours():
     connection = Connection()
-    connection.event(subscribed("book", BTC, 20, 25), subscribed("book", DOGE, 21, more=',"prec":"R0","freq":"F0","len":"25"'))
+    connection.event(subscribed("book", BTC, 20, 25),
+                     subscribed("book", DOGE, 21, more=',"prec":"R0","freq":"F0","len":"25"'))
     connection.hear(10, "[[7,1,1]]")
     connection.hear(20, "[[6,1,1]]")
     connection.hear(21, "[[34753002978,7294.7,1.54340371]]")
@@ -401,8 +417,9 @@ def test_requests_and_addresses():
 
 
 @pytest.mark.parametrize("symbol, name, pair", [
-    ("tBTCUSD", "BTC/USD", ("BTC", "USD")), ("tBTCUST", "BTC/USDT", ("BTC", "USDT")), (DOGE, "DOGE/USD", ("DOGE", "USD")),
-    ("tDSHUSD", "DASH/USD", ("DASH", "USD")), ("tBTCF0:USTF0", "BTC/USDT-PERP", None), ("tDOTF0:BTCF0", "DOT/BTC-PERP", None),
+    ("tBTCUSD", "BTC/USD", ("BTC", "USD")), ("tBTCUST", "BTC/USDT", ("BTC", "USDT")),
+    (DOGE, "DOGE/USD", ("DOGE", "USD")), ("tDSHUSD", "DASH/USD", ("DASH", "USD")),
+    ("tBTCF0:USTF0", "BTC/USDT-PERP", None), ("tDOTF0:BTCF0", "DOT/BTC-PERP", None),
     ("tTESTBTC:TESTUSD", "TESTBTC/TESTUSD", ("TESTBTC", "TESTUSD")), ("fUSD", "fUSD", None)])
 def test_names(symbol, name, pair):
     assert Bitfinex.common_name(symbol) == name
@@ -425,7 +442,7 @@ def test_instrument_lists_are_asked_for_as_far_as_needed():
 @needs_captures
 @pytest.mark.parametrize("path", recordings("bitfinex"), ids=short)
 def test_books_equal_a_plain_model_and_the_ticker_is_no_best_bid(path):
-    """Books as anybody would keep them; the venue says itself what leaves the 100 levels. Exponents are among the rows."""
+    """Books as anybody would keep them; the venue says itself what leaves the 100 levels. Some rows have exponents."""
     symbols, books, most, exponents, sums = {}, {}, 0, 0, 0
     for entry in lines(path):
         found = json.loads(entry["raw"], parse_float=str, parse_int=str)
@@ -465,3 +482,19 @@ def test_single_messages_are_of_channels_nobody_subscribed_here():
             connection = Connection(live=False, flags=0, books=())
             assert connection.event(entry["raw"]) is None and connection.told() == []
             assert connection.venue.kinds["no channel of ours"] == 1
+
+
+def talks():
+    """The recording's begin, and one whose checksums are right."""
+    yield [text.encode() for text in SAMPLES["bitfinex"][:12]]
+    for path in recordings("bitfinex"):
+        yield [entry["raw"].encode() for entry in lines(path) if entry["dir"] == "in"][:110]
+
+
+def test_both_paths_agree_on_a_spoiled_message_amid_sound_ones():
+    spoil(list(talks()), lambda: Connection(live=False, flags=0, books=()), 100, 1)
+
+
+@pytest.mark.stress
+def test_both_paths_agree_on_many_spoiled_messages():
+    spoil(list(talks()), lambda: Connection(live=False, flags=0, books=()), 4_000, 2)

@@ -1,15 +1,18 @@
-"""Kraken v2, and v1 of its recordings: what messages become, and checksums against the documented example and a plain computation.
+"""Kraken v2, and v1 of its recordings: what messages become; checksums against the documented and a plain reading.
 
 What every venue has to fulfil is in test_venue_contract.
 """
 
 import json
+from collections import Counter
 from decimal import Decimal
 from zlib import crc32
 
 import pytest
-from support import CAPTURES, Market, Recorder, book_decimals, lines, needs_captures, recordings, short
+from mutate import MUTATIONS
+from support import CAPTURES, Market, Recorder, book_decimals, dice, lines, needs_captures, recordings, short
 
+from test_venue_contract import outcome
 from test_venue_live import quick         # noqa: F401 (a fixture)
 from test_venue_witness import watch
 
@@ -17,7 +20,8 @@ from feeder.errors import CaptureError, NumberError, VenueError
 from feeder.message import BUY, SELL
 from feeder.replay import Replay
 from feeder.venue import kraken, recognise
-from feeder.venue.contract import (ACK, ALIVE, ERROR, OWN_SEQUENCE_BITS, SHUTDOWN, BrokenLine, Instruments, Listing, Notice)
+from feeder.venue.contract import (ACK, ALIVE, ERROR, OWN_SEQUENCE_BITS, SHUTDOWN, BrokenLine, Instruments, Listing,
+                                   Notice)
 from feeder.venue.kraken import Kraken, KrakenV1
 
 # The documented example, §5.
@@ -49,8 +53,8 @@ def message(kind, bids, asks, checksum, symbol="BTC/USD", channel="book"):
     """As the venue prints it: numbers, not texts."""
     rows = [",".join(f'{{"price":{price},"qty":{quantity}}}' for price, quantity in side) for side in (bids, asks)]
     checked = f'"checksum":{checksum},' if checksum is not None else ""
-    return (f'{{"channel":"{channel}","type":"{kind}","data":[{{"symbol":"{symbol}","bids":[{rows[0]}],"asks":[{rows[1]}],'
-            f'{checked}"timestamp":"{TIME}"}}]}}')
+    return (f'{{"channel":"{channel}","type":"{kind}","data":[{{"symbol":"{symbol}",'
+            f'"bids":[{rows[0]}],"asks":[{rows[1]}],{checked}"timestamp":"{TIME}"}}]}}')
 
 
 class Venue2:
@@ -61,7 +65,8 @@ class Venue2:
         self.bids, self.asks = dict(bids), dict(asks)
 
     def snapshot(self):
-        return message("snapshot", self.bids.items(), self.asks.items(), plain_checksum(self.bids, self.asks), self.symbol)
+        checksum = plain_checksum(self.bids, self.asks)
+        return message("snapshot", self.bids.items(), self.asks.items(), checksum, self.symbol)
 
     def update(self, bids=(), asks=(), wrong=0):
         for side, rows, falling in ((self.bids, bids, True), (self.asks, asks, False)):
@@ -77,7 +82,8 @@ class Venue2:
 
 def ack(depth=10, symbol="BTC/USD", method="subscribe", number=1):
     return (f'{{"method":"{method}","result":{{"channel":"book","symbol":"{symbol}","depth":{depth},"snapshot":true}},'
-            f'"success":true,"time_in":"2023-09-25T09:04:31.742599Z","time_out":"2023-09-25T09:04:31.742648Z","req_id":{number}}}')
+            '"success":true,"time_in":"2023-09-25T09:04:31.742599Z","time_out":"2023-09-25T09:04:31.742648Z",'
+            f'"req_id":{number}}}')
 
 
 def status(system):
@@ -86,12 +92,13 @@ def status(system):
 
 
 HEARTBEAT = '{"channel":"heartbeat"}'
-TRADES = ('{"channel":"trade","type":"update","data":[{"symbol":"BTC/USD","side":"sell","price":45283.5,"qty":0.00027625,'
-          '"ord_type":"limit","trade_id":10218208,"timestamp":"%s"},{"symbol":"BTC/USD","side":"buy","price":45285,'
-          '"qty":1.5e-7,"ord_type":"market","trade_id":10218209,"timestamp":"2023-10-06T17:35:55.440295123Z"}]}' % TIME)
-TICKER = ('{"channel":"ticker","type":"update","data":[{"symbol":"BTC/USD","bid":45283.5,"bid_qty":0.10000000,"ask":45285.2,'
-          '"ask_qty":0.00100000,"last":45283.5,"volume":1.0,"vwap":45283.5,"low":45000.0,"high":46000.0,"change":0.0,'
-          '"change_pct":0.00}]}')
+TRADES = ('{"channel":"trade","type":"update","data":[{"symbol":"BTC/USD","side":"sell","price":45283.5,'
+          '"qty":0.00027625,"ord_type":"limit","trade_id":10218208,"timestamp":"%s"},'
+          '{"symbol":"BTC/USD","side":"buy","price":45285,"qty":1.5e-7,"ord_type":"market","trade_id":10218209,'
+          '"timestamp":"2023-10-06T17:35:55.440295123Z"}]}' % TIME)
+TICKER = ('{"channel":"ticker","type":"update","data":[{"symbol":"BTC/USD","bid":45283.5,"bid_qty":0.10000000,'
+          '"ask":45285.2,"ask_qty":0.00100000,"last":45283.5,"volume":1.0,"vwap":45283.5,"low":45000.0,"high":46000.0,'
+          '"change":0.0,"change_pct":0.00}]}')
 PONG = '{"method":"pong","req_id":42,"time_in":"2023-09-25T09:04:31.742599Z","time_out":"2023-09-25T09:04:31.742648Z"}'
 REFUSED = ('{"method":"subscribe","error":"Currency pair not supported BTC/USDX","success":false,"symbol":"BTC/USDX",'
            '"req_id":1,"time_in":"2023-09-25T09:04:31.742599Z"}')
@@ -106,12 +113,13 @@ def samples():
 V1 = ['{"connectionID":13935949241502919679,"event":"systemStatus","status":"online","version":"1.8.3"}',
       '{"channelID":320,"channelName":"book-10","event":"subscriptionStatus","pair":"XBT/USD","status":"subscribed",'
       '"subscription":{"depth":10,"name":"book"}}',
-      '[320,{"as":[["58729.40000","0.45000000","1617666423.606671"]],"bs":[["58724.80000","0.10000000","1617666423.681845"]]},'
-      '"book-10","XBT/USD"]',
-      '[320,{"a":[["58729.40000","0.02203518","1617666424.577187"]]},{"b":[["58724.80000","0.03017320","1617666424.577304"]],'
-      '"c":"%d"},"book-10","XBT/USD"]' % crc32(b"5872940000" b"2203518" b"5872480000" b"3017320"),
-      '[321,[["58721.20000","0.02798644","1617666461.465618","s","m",""],["58721.20000","0.12749400","1617666461.466773","b",'
-      '"l",""]],"trade","XBT/USD"]', '{"event":"heartbeat"}']
+      '[320,{"as":[["58729.40000","0.45000000","1617666423.606671"]],'
+      '"bs":[["58724.80000","0.10000000","1617666423.681845"]]},"book-10","XBT/USD"]',
+      '[320,{"a":[["58729.40000","0.02203518","1617666424.577187"]]},'
+      '{"b":[["58724.80000","0.03017320","1617666424.577304"]],"c":"%d"},"book-10","XBT/USD"]'
+      % crc32(b"5872940000" b"2203518" b"5872480000" b"3017320"),
+      '[321,[["58721.20000","0.02798644","1617666461.465618","s","m",""],'
+      '["58721.20000","0.12749400","1617666461.466773","b","l",""]],"trade","XBT/USD"]', '{"event":"heartbeat"}']
 SAMPLES = {"kraken": samples(), "kraken_v1": V1}
 
 
@@ -142,8 +150,8 @@ class Connection:
             notice = self.session.decode(text.encode(), 9)
         return notice
 
-    def told(self, *kinds):
-        return [call for call in self.venue.sink.take() if call[0] in (kinds or ("snapshot", "depth", "bbo", "trade", "stale"))]
+    def told(self):
+        return [call for call in self.venue.sink.take() if call[0] != "define"]
 
     @property
     def instrument(self):
@@ -162,7 +170,8 @@ def test_the_documented_checksum():
     assert plain_checksum(dict(side_of(BIDS)), dict(side_of(ASKS))) == DOCUMENTED
     connection = Connection()
     connection.hear(message("snapshot", side_of(BIDS), side_of(ASKS), DOCUMENTED))
-    assert connection.told() == [("snapshot", "BTC/USD", FIRST + 1, TIME_NS, 9, flat(side_of(BIDS)), flat(side_of(ASKS)))]
+    assert connection.told() == [
+        ("snapshot", "BTC/USD", FIRST + 1, TIME_NS, 9, flat(side_of(BIDS)), flat(side_of(ASKS)))]
     assert connection.instrument.verified == 1 and connection.venue.checksums_failed == 0
 
 
@@ -206,14 +215,15 @@ def test_rows_are_applied_in_order():
     venue = Venue2()
     connection.hear(venue.snapshot(), venue.update(asks=[("45285.2", "0.00000000"), ("45285.2", "2.00000000"),
                                                          ("45286.4", "1.00000000"), ("45286.4", "0.00000000")]))
-    assert connection.instrument.verified == 2 and connection.told()[-1][-1] == [452852, 0, 452852, 200000000, 452864, 10**8,
-                                                                               452864, 0]
+    assert connection.instrument.verified == 2
+    assert connection.told()[-1][-1] == [452852, 0, 452852, 200000000, 452864, 100000000, 452864, 0]
 
 
 def test_few_levels_and_an_empty_side():
     connection = Connection()
     venue = Venue2(bids=[], asks=[("0.00000783", "105.00000000")], symbol="BTC/USD")
-    connection.hear(venue.snapshot(), venue.update([("0.00000001", "7.00000000")]), venue.update([], [("0.00000783", "0")]))
+    connection.hear(venue.snapshot(), venue.update([("0.00000001", "7.00000000")]),
+                    venue.update([], [("0.00000783", "0")]))
     assert connection.instrument.verified == 3
 
 
@@ -249,8 +259,9 @@ def test_a_book_message_that_cannot_be_read_costs_its_book(spoil):
     assert connection.told() == []
 
 
-@pytest.mark.parametrize("text", ["{", '{"channel":"book","type":"update","data":[{"symbol":"BTC/USD","bids":[{"price":',
-                                  '{"channel":"book","type":"update","data":[]}', '{"channel":"book","data":[{"symbol":[]}]}'])
+@pytest.mark.parametrize("text", [
+    "{", '{"channel":"book","type":"update","data":[{"symbol":"BTC/USD","bids":[{"price":',
+    '{"channel":"book","type":"update","data":[]}', '{"channel":"book","data":[{"symbol":[]}]}'])
 def test_a_message_that_may_be_of_any_book_breaks_the_line(text):
     connection = Connection(streams=["book-10:BTC/USD", "book-10:ETH/USD"])
     venue, other = Venue2(), Venue2(symbol="ETH/USD")
@@ -281,13 +292,53 @@ def test_a_depth_nobody_told_is_guessed_from_the_snapshot():
     assert connection.session.mirrors["BTC/USD"].depth == 500
 
 
+def test_both_paths_agree_on_updates_however_they_are_spelled():
+    """A walking book of 25 levels whose checksums are right, so that no message is refused before it is read."""
+    rng = dice(8)
+    spellings = [(TIME, "2023-10-06T17:35:55.440295123Z"), (TIME, "2023-10-06T17:35:55Z"), (":[{", ": [{"),
+                 (TIME, "2023-10-06T17:35:56.000001Z"), ("0.00000015", "1.5e-7"), ("0.00000015", "15E-8"),
+                 ("BTC/USD", "BTC\\/USD"), (f',"timestamp":"{TIME}"', "")]
+    one, other = (Connection(streams=["book-25:BTC/USD"]) for _ in range(2))
+    venue = Venue2(25)
+    for number in range(1_500):
+        price = 452_843 + rng.randrange(-60, 60)
+        text = f"{price // 10}.{price % 10}"
+        side = venue.bids if price <= 452_843 else venue.asks
+        any_quantity = f"{rng.randrange(30)}.{rng.randrange(10**8):08d}"
+        quantity = rng.choice(("0.00000000", "0.00000015", "0.00000015", any_quantity))
+        rows = [(text, quantity)] if rng.random() < 0.8 else [(text, "1.00000000"), (text, quantity)]
+        raw = venue.update(*((rows, []) if side is venue.bids else ([], rows)), wrong=number in (700, 900))
+        if rng.random() < 0.3:
+            raw = raw.replace(*rng.choice(spellings))
+        if number in (0, 710, 905):
+            raw = venue.snapshot()
+        assert one.hear(raw) == other.session.decode_json(raw.encode(), 9)
+        assert one.venue.sink.take() == other.venue.sink.take(), raw
+    assert one.instrument.verified == other.instrument.verified > 1_400 and one.venue.checksums_failed == 2
+    print(f"{one.venue.likely} of 1,500 by the likely path")
+    assert 900 < one.venue.likely < 1_400
+
+
+def test_the_likely_path_is_learned_for_decimals_and_unlearned_with_them():
+    connection = Connection()
+    venue = Venue2()
+    connection.hear(venue.snapshot(), *[venue.update([("45284.0", f"0.0{number}000000")]) for number in range(1, 5)])
+    assert connection.venue.likely == 3, "the first one teaches"
+    connection.hear(TRADES.replace("45283.5", "45283.51"))                # the venue prints more decimals from now on
+    connection.hear(venue.update([("45284.0", "1.00000000")]), venue.update([("45284.0", "2.00000000")]))
+    assert connection.venue.likely == 3 and connection.instrument.price_decimals == 2
+    assert [call[-2] for call in connection.told()[-2:]] == [[4528400, 100000000], [4528400, 200000000]]
+    assert connection.instrument.verified == 7 and connection.venue.checksums_failed == 0
+
+
 # -- what else is said ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text, notice", [
     (ack(), Notice(ACK, ("1 BTC/USD",), "")), (ack(method="unsubscribe", number=7), Notice(ACK, ("7 BTC/USD",), "")),
     (REFUSED, Notice(ERROR, "1 BTC/USDX", "BTC/USDX: Currency pair not supported BTC/USDX")),
-    ('{"method":"subscribe","error":"Symbol(s) missing","success":false,"req_id":3}', Notice(ERROR, None, "Symbol(s) missing")),
+    ('{"method":"subscribe","error":"Symbol(s) missing","success":false,"req_id":3}',
+     Notice(ERROR, None, "Symbol(s) missing")),
     (PONG, Notice(ALIVE, None, "")), (HEARTBEAT, Notice(ALIVE, None, "")), (status("online"), Notice(ALIVE, None, ""))])
 def test_notices(text, notice):
     connection = Connection()
@@ -326,7 +377,8 @@ def test_requests():
         "channel": "book", "symbol": ["BTC/USD", "ETH/USD"], "depth": 25}}
     assert book.keys == {"5 BTC/USD": ["book-25:BTC/USD"], "5 ETH/USD": ["book-25:ETH/USD"]}
     assert json.loads(trade.text)["params"] == {"channel": "trade", "symbol": ["BTC/USD", "ETH/USD"], "snapshot": False}
-    assert json.loads(ticker.text)["params"]["event_trigger"] == "bbo" and ticker.keys == {"7 BTC/USD": ["ticker:BTC/USD"]}
+    assert json.loads(ticker.text)["params"]["event_trigger"] == "bbo"
+    assert ticker.keys == {"7 BTC/USD": ["ticker:BTC/USD"]}
     gone, = session.unsubscribe(["book-25:ETH/USD"], 9)
     assert json.loads(gone.text) == {"method": "unsubscribe", "req_id": 9, "params": {
         "channel": "book", "symbol": ["ETH/USD"], "depth": 25}}
@@ -334,16 +386,18 @@ def test_requests():
 
 
 def test_addresses():
-    assert recognise("wss://ws.kraken.com/v2") is Kraken and recognise("wss://beta-ws.kraken.com/v2") is Kraken
-    assert recognise("wss://ws.kraken.com") is KrakenV1 and recognise("https://api.kraken.com/0/public/AssetPairs") is Kraken
+    for url in ("wss://ws.kraken.com/v2", "wss://beta-ws.kraken.com/v2", "https://api.kraken.com/0/public/AssetPairs"):
+        assert recognise(url) is Kraken
+    assert recognise("wss://ws.kraken.com") is KrakenV1
     with pytest.raises(CaptureError, match="kraken_futures"):
         recognise("wss://futures.kraken.com/ws/v1")
 
 
 def test_instruments_have_the_names_of_v2():
     venue = Connection().venue
-    body = {"error": [], "result": {"XXBTZUSD": {"wsname": "XBT/USD", "pair_decimals": 1, "lot_decimals": 8, "tick_size": "0.5"},
-                                    "XDGUSD": {"wsname": "XDG/USD", "pair_decimals": 7, "lot_decimals": 8}}}
+    body = {"error": [], "result": {
+        "XXBTZUSD": {"wsname": "XBT/USD", "pair_decimals": 1, "lot_decimals": 8, "tick_size": "0.5"},
+        "XDGUSD": {"wsname": "XDG/USD", "pair_decimals": 7, "lot_decimals": 8}}}
     assert venue.decode_instruments(json.dumps(body).encode()) == {
         "BTC/USD": Listing("0.5", "0.00000001"), "DOGE/USD": Listing("0.0000001", "0.00000001")}
     with pytest.raises(VenueError, match="EGeneral:Too many requests"):
@@ -431,3 +485,47 @@ def test_without_checksums_wrong_books_would_be_live(monkeypatch):
 
     monkeypatch.setattr(kraken, "checksum_of", lambda mirror: Anything())
     assert watch("kraken", ("gap", "reorder"), 5, 1).wrong
+
+
+def talks():
+    """What a connection brings; all checksums are right."""
+    venue = Venue2(25)
+    made = [ack(25), venue.snapshot()]
+    made += [venue.update([(f"45284.{number % 10}", f"{number}.00000001")], [("45286.4", f"0.{number:08d}")])
+             for number in range(40)]
+    yield [text.encode() for text in made]
+    for path in recordings("kraken"):
+        if "v2" in path.name:
+            yield [entry["raw"].encode() for entry in lines(path) if entry["dir"] == "in"]
+
+
+def spoil(talks, connect, count, seed):
+    """One message of a sound conversation is spoiled; then it goes on. Both paths see the same all the way."""
+    rng, went, likely = dice(seed), Counter(), 0
+    for _ in range(count):
+        payloads = rng.choice(talks)
+        at = rng.randrange(len(payloads) // 2, len(payloads))
+        spoiled = rng.choice(MUTATIONS)(rng, payloads[at])
+        one, other = connect(), connect()
+        for payload in (*payloads[:at], spoiled, *payloads[at:at + 2]):
+            before = one.venue.likely
+            result = outcome(one.session.decode, payload)
+            assert result == outcome(other.session.decode_json, payload), payload
+            calls = one.venue.sink.take()
+            assert calls == other.venue.sink.take(), payload
+            if payload is spoiled:
+                went[result.__name__ if isinstance(result, type) else "read"] += 1
+                likely += one.venue.likely - before
+                if isinstance(result, type):
+                    assert not {call[0] for call in calls} - {"define", "stale"}, payload
+    print(f"{one.venue.name}: {dict(went)}, {likely} spoiled ones by the likely path")
+    assert went["read"] and went["BrokenLine"] and likely
+
+
+def test_both_paths_agree_on_a_spoiled_message_amid_sound_ones():
+    spoil(list(talks()), lambda: Connection(streams=()), 100, 1)
+
+
+@pytest.mark.stress
+def test_both_paths_agree_on_many_spoiled_messages():
+    spoil(list(talks()), lambda: Connection(streams=()), 4_000, 2)

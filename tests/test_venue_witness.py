@@ -1,8 +1,8 @@
-"""No book that the venue never had is ever published live: every published state is compared while the twin shows its faults.
+"""No book that the venue never had is published live: every published state is compared, through the twin's faults.
 
-The twin tells its state after each message of a book. A venue may tell one change in several messages (Bitfinex: a row each),
-so what is published lies between two neighbouring states: each of its levels is as in one of them. Venues whose book joins a
-REST answer hold more than one channel tells, and are compared at rest (test_venue_live).
+The twin tells its state after each message of a book. A venue may tell one change in several messages (Bitfinex: a row
+each), so what is published lies between two neighbouring states: each of its levels is as in one of them. Venues whose
+book joins a REST answer hold more than one channel tells, and are compared at rest (test_venue_live).
 """
 
 from decimal import Decimal
@@ -18,8 +18,8 @@ from feeder.venue import VENUES
 from feeder.venue.contract import STREAM
 
 WATCHED = [name for name in LIVE_VENUES if VENUES[name].book == STREAM]
-CORRUPTING = ("gap", "reorder", "duplicate", "checksum", "no_checksum", "sequence", "no_sequence", "snapshot", "reset", "garbage",
-              "disconnect")
+CORRUPTING = ("gap", "reorder", "duplicate", "checksum", "no_checksum", "sequence", "no_sequence", "snapshot", "reset",
+              "garbage", "disconnect")
 KEPT = 4_000                      # states a symbol
 
 
@@ -49,7 +49,8 @@ class Witness:
     def note(self, channel):
         words, (_, *sides) = channel.words, channel.book()
         states = self.states.setdefault(channel.symbol, [])
-        state = tuple({Decimal(words.price(price)): Decimal(words.quantity(lots)) for price, lots in side} for side in sides)
+        state = tuple({Decimal(words.price(price)): Decimal(words.quantity(lots)) for price, lots in side}
+                      for side in sides)
         if not states or states[-1] != state:
             states.append(state)
             del states[:-KEPT]

@@ -5,24 +5,27 @@ Source: the exchange's fact sheet (docs.bitfinex.com, read 2026), section number
 | message                                | role        | action                                                       |
 | [id, [[price, count, amount], ..]]     | snapshot    | sink.snapshot; an empty list, too                            |
 | [id, [price, count, amount]]           | increment   | sink.depth; amount below 0: asks; count 0: removed           |
-| [id, "cs", checksum]                   | checksum    | of the book as it is now; wrong: STALE, the book is sent anew |
+| [id, "cs", checksum]                   | checksum    | of the book as it is now; wrong: STALE, it is sent anew      |
 | [id, "te", [id, ms, amount, price]]    | trade       | sink.trade; amount above 0: the taker bought                 |
 | [id, "tu", ..], trades as a list       | old trades  | counted: the same trades again                               |
 | [id, "hb"]                             | alive       | Notice                                                       |
 | event subscribed, unsubscribed, conf   | ack         | Notice; `subscribed` says what an id stands for              |
 | event error                            | error       | Notice, with the symbol                                      |
-| event info, code 20051                 | notice      | SHUTDOWN: the next connection first, then this one is dropped |
+| event info, code 20051                 | notice      | SHUTDOWN: the next connection first, then this one goes      |
 | event info, code 20060; platform 0     | maintenance | books STALE, and none before it is over                      |
-| event info, code 20061                 | maintenance over | SHUTDOWN: everything is subscribed anew                 |
+| event info, code 20061                 | its end     | SHUTDOWN: everything is subscribed anew                      |
 | event info, pong                       | alive       | Notice                                                       |
-| books of orders (R0) or rounded prices (P1..P4), tickers, candles | not ours | counted by channel                   |
+| books R0 (orders), P1 to P4 (rounded), tickers, candles | not ours | counted by channel                             |
 | anything else                          | fault       | VenueError                                                   |
 
 SEQ_ALL has all arrays of a socket counted, whatever their channel; so where one is missing, all books of the socket are
 STALE and the line is made anew. A checksum comes a few seconds after a change (§4), so unlike a hole it cannot be
 waited for: what a book was since the last one is published. With TIMESTAMP each array has the venue's time.
 
-The sizes in the ticker are sums of 25 levels (they are in the recording, to the last digit), so it is no best bid and offer.
+Rows of books have a likely path: one expression takes the array apart. 6 us a message instead of 15, of which `json`
+is 1.3.
+
+The sizes in the ticker are sums of 25 levels (in the recording, to the last digit), so it is no best bid and offer.
 """
 
 import json
@@ -34,9 +37,11 @@ from zlib import crc32
 
 from feeder import clock
 from feeder.errors import NumberError, VenueError
+from feeder.fixed import POWERS
+from feeder.instrument import WIRE_EXPONENT
 from feeder.message import BUY, SELL
-from feeder.venue.contract import (ACK, ALIVE, ERROR, SHUTDOWN, STREAM, Command, Line, Listing, Notice, Request, Session,
-                                   Venue, VenueFacts, exact_json, follows_by_one, packed)
+from feeder.venue.contract import (ACK, ALIVE, ERROR, SHUTDOWN, STREAM, Command, Line, Listing, Notice, Request,
+                                   Session, Venue, VenueFacts, exact_json, follows_by_one, packed)
 from feeder.venue.mirror import Mirror
 
 TIMESTAMP, SEQ_ALL, OB_CHECKSUM = 32768, 65536, 131072          # §2
@@ -54,6 +59,11 @@ OWN_NAMES = {common: own for own, common in COMMON_NAMES.items()}
 
 match_pair = re.compile(r"([A-Z0-9]{3})([A-Z0-9]{3})|([A-Z0-9]+):([A-Z0-9]+)").fullmatch
 match_integer = re.compile(r"-?[0-9]{1,18}").fullmatch
+
+# An array with one row, its count and perhaps its time: numbers that fit 64 bits at 8 decimals.
+NUMBER = r"((?:0|[1-9][0-9]{0,9})(?:\.([0-9]{1,8}))?)"
+match_row = re.compile(r"\[([1-9][0-9]{0,17}),\[" + NUMBER + r",(0|[1-9][0-9]{0,8}),(-?)" + NUMBER
+                       + r"\],([1-9][0-9]{0,17})(?:,([1-9][0-9]{12}))?\]").fullmatch
 
 Channel = namedtuple("Channel", "id kind symbol levels")
 
@@ -122,7 +132,8 @@ class Bitfinex(Venue):
         answer = self.parse(body)
         if not isinstance(answer, list) or not answer or not isinstance(answer[0], list):
             raise self.fault("no list of pairs", body)
-        found = {"t" + pair: Listing(None, "0.00000001") for pair in answer[0] if type(pair) is str and match_pair(pair)}
+        pairs = [pair for pair in answer[0] if type(pair) is str and match_pair(pair)]
+        found = {"t" + pair: Listing(None, "0.00000001") for pair in pairs}
         if not found:
             raise self.fault("no pairs", body)
         return found
@@ -138,6 +149,7 @@ class BitfinexSession(Session):
         self.channels = {}            # id -> Channel
         self.books = {}               # symbol -> id of the channel its book is from
         self.mirrors = {}             # symbol -> Mirror
+        self.rows_of = {}             # id -> Mirror, of the channels whose rows change one
         self.paused_ns = 0            # since when there is maintenance
 
     # -- texts -----------------------------------------------------------------------------------------------
@@ -165,7 +177,8 @@ class BitfinexSession(Session):
             kind, symbol = stream.partition(":")[0].partition("-")[0], self.venue.symbol_of(stream)
             for channel in self.channels.values():
                 if (channel.kind, channel.symbol) == (kind, symbol):
-                    commands.append(Command(f'{{"event":"unsubscribe","chanId":{channel.id}}}', {f"end {channel.id}": [stream]}))
+                    text = f'{{"event":"unsubscribe","chanId":{channel.id}}}'
+                    commands.append(Command(text, {f"end {channel.id}": [stream]}))
         return commands
 
     # -- what is lost ----------------------------------------------------------------------------------------
@@ -185,7 +198,39 @@ class BitfinexSession(Session):
             self.mirrors[instrument.symbol].void()
         self.sink.stale(instrument, reason, recv_ns)
 
-    # -- decoding --------------------------------------------------------------------------------------------
+    # -- decoding: the likely path ---------------------------------------------------------------------------
+
+    def decode(self, payload, recv_ns):
+        found = match_row(payload.decode("latin-1"))
+        if found is not None and self.cut_row(*found.groups(), recv_ns):
+            self.venue.likely += 1
+            return None
+        return super().decode(payload, recv_ns)
+
+    def cut_row(self, channel, price, price_part, count, sign, amount, amount_part, number, time, recv_ns):
+        """Return False for what is not the next change of a known book, before anything has come of it."""
+        mirror, number, is_removed = self.rows_of.get(channel), int(number), count == "0"
+        if (mirror is None or number - 1 != self.sequence or self.paused_ns or is_removed and amount != "1"
+                or (time is None) == bool(self.flags & TIMESTAMP)):
+            return False
+        instrument = mirror.instrument
+        price_zeros = instrument.price_decimals - len(price_part or "")
+        amount_zeros = instrument.quantity_decimals - len(amount_part or "")
+        if price_zeros < 0 or amount_zeros < 0 or not (
+                instrument.price_exponent == instrument.quantity_exponent == WIRE_EXPONENT):
+            return False
+        mirror.fit()
+        if not mirror.is_known:
+            return False
+        self.sequence = number
+        quantity = 0 if is_removed else int(amount.replace(".", "")) * POWERS[amount_zeros]
+        level = [int(price.replace(".", "")) * POWERS[price_zeros], quantity]
+        digits = [f"{price}:{sign}{amount}"]
+        self.change(mirror, ([], level) if sign else (level, []), ((), digits) if sign else (digits, ()),
+                    int(time) * 10**6 if time else 0, recv_ns)
+        return True
+
+    # -- decoding: the unlikely path -------------------------------------------------------------------------
 
     def decode_json(self, payload, recv_ns):
         venue = self.venue
@@ -235,7 +280,7 @@ class BitfinexSession(Session):
             return venue.count("another depth")
         try:
             if word is None:
-                self.read_book(instrument, data, event_ns, payload, recv_ns)
+                self.read_book(instrument, channel.id, data, event_ns, payload, recv_ns)
             elif word == "cs":
                 self.verify(instrument, message[2], channel.levels, event_ns, payload, recv_ns)
             else:
@@ -250,7 +295,7 @@ class BitfinexSession(Session):
         """§9: ms. A time that is none spoils nothing."""
         return int(text) * 10**6 if type(text) is str and text.isascii() and text.isdigit() and len(text) < 14 else 0
 
-    def read_book(self, instrument, data, event_ns, payload, recv_ns):
+    def read_book(self, instrument, channel_id, data, event_ns, payload, recv_ns):
         """§4: rows [price, count, amount]; a list of them is a snapshot."""
         venue = self.venue
         if not isinstance(data, list):
@@ -275,6 +320,7 @@ class BitfinexSession(Session):
         mirror = self.mirrors.get(instrument.symbol)
         if is_snapshot:
             mirror = mirror or self.mirrors.setdefault(instrument.symbol, Mirror(instrument, self.number))
+            self.rows_of[channel_id] = mirror
             bids, asks = mirror.snapshot(*levels, *digits)
             venue.count("snapshot")
             return self.sink.snapshot(instrument, mirror.sequence, event_ns, recv_ns, bids, asks)
@@ -282,12 +328,15 @@ class BitfinexSession(Session):
             mirror.fit()
         if mirror is None or not mirror.is_known:
             return venue.count("update without a book")
-        bids, asks = mirror.change(*levels, *digits)
         venue.count("update")
-        self.sink.depth(instrument, mirror.sequence, mirror.sequence, None, event_ns, recv_ns, bids, asks)
+        self.change(mirror, levels, digits, event_ns, recv_ns)
+
+    def change(self, mirror, levels, digits, event_ns, recv_ns):
+        bids, asks = mirror.change(*levels, *digits)
+        self.sink.depth(mirror.instrument, mirror.sequence, mirror.sequence, None, event_ns, recv_ns, bids, asks)
 
     def verify(self, instrument, text, levels, event_ns, payload, recv_ns):
-        """§5. The rows of a change come one by one, so only here a level beyond those subscribed is known to be none."""
+        """§5. Rows of one change come one by one, so only here a level beyond those subscribed is known to be none."""
         if type(text) is not str or not match_integer(text):
             raise self.venue.fault("a checksum that is no integer", payload)
         mirror = self.mirrors.get(instrument.symbol)
@@ -383,6 +432,7 @@ class BitfinexSession(Session):
     def on_unsubscribed(self, number, recv_ns):
         """Nothing keeps its book up to date from here on, whoever wanted that."""
         channel = self.channels.pop(number, None)
+        self.rows_of.pop(number, None)
         self.venue.count("unsubscribed")
         if channel is not None and self.books.get(channel.symbol) == number:
             del self.books[channel.symbol]
