@@ -216,7 +216,8 @@ def test_samples_are_counted_by_line_and_the_timer_is_given_back():
 def test_of_a_wire_bench_the_feeder_is_profiled():
     done = feeder("bench", "--quick", "wire", "--profile", "cprofile")
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"feeder/ingest\.py:\d+ on_data", done.stdout)
+    assert re.search(r"feeder/(net|venue|book|packet|ingest|websocket|publish)\S*:\d+ ", done.stdout)
+    assert "feeder/bench/wire.py" not in done.stdout
 
 
 def test_a_profile_that_cannot_be_is_a_sentence(monkeypatch, capsys):

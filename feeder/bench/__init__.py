@@ -22,7 +22,7 @@ import sys
 
 from feeder import __version__, clock
 from feeder.errors import ConfigError
-from feeder.screen import time_text
+from feeder.screen import size_text, time_text
 
 REPEATS, QUICK_REPEATS = 7, 2
 MESSAGES, QUICK_MESSAGES = 60_000, 2_000
@@ -208,6 +208,12 @@ def tails(row):
         if key in row:
             shown = ", ".join(f"{name} {time_text(row[key][name])}" for name in PERCENTILES)
             yield f"{row['bench']} {row['scenario']}, {what}: {shown}"
+    if "memory_bytes" in row:
+        yield f"{row['bench']} {row['scenario']}, memory: {size_text(row['memory_bytes'])}"
+    if "cpu_share" in row and "late_ns_p99" in row:
+        yield (f"{row['bench']} {row['scenario']}, processor {row['cpu_share']:.0%}, of the reference "
+               f"{row['reference_cpu_share']:.0%}; page faults {row['minor_faults']} minor, {row['major_faults']} major; "
+               f"sent late by p99 {time_text(row['late_ns_p99'])}")
 
 
 def processor():

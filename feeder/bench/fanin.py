@@ -178,9 +178,10 @@ def memory_row(run, parts, count):
         job = json.dumps({"count": count, "snapshot": snapshot.decode(),
                           "first": [payload.decode() for kind in KINDS for payload in parts.traffic.kinds[kind][:1]]})
         child = subprocess.run(run.command("feeder.bench.fanin"), input=job.encode(), stdout=subprocess.PIPE,
-                               env=run.environment, check=False)
+                               stderr=subprocess.PIPE, env=run.environment, start_new_session=True, check=False)
         if child.returncode:
-            raise BenchError(f"fanin: the process whose memory was asked for ended with exit code {child.returncode}")
+            said = child.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+            raise BenchError(f"fanin: the process whose memory was asked for ended with {child.returncode}: {said}")
         told = json.loads(child.stdout)
         pairs.append((told["cpu_ns"], timed(reference)))
         grown.append(told["grown_bytes"])

@@ -24,6 +24,7 @@ from feeder.websocket import SERVER, TEXT, Connection, ServerHandshake, http_res
 
 LOOPBACK = "127.0.0.1"
 TIMEOUT_S = 30
+LONGEST_S = 600
 SO_RCVBUFFORCE, SO_TIMESTAMPNS = 33, 35      # asm-generic/socket.h; not in the socket module
 TIMESPEC = struct.Struct("qq")
 LISTENER_BYTES = 64 << 20                    # of receive buffer, where the kernel allows
@@ -238,15 +239,37 @@ def config_folder(folder, port, venues):
                                "snapshot_limit": 1000, "connects_per_5_minutes": 300, **keys})
 
 
+def started(stack, ending, command, **more):
+    """Return the Popen of a process that `stack` will end by `ending(process)`.
+
+    It has a session of its own: Ctrl-C is for us, and waits until the process is in the stack's hands.
+    """
+    interrupts = []
+    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(1))
+    try:
+        process = subprocess.Popen(command, start_new_session=True, **more)
+        stack.callback(ending, process)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        raise KeyboardInterrupt
+    return process
+
+
+def kill(process):
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
 def start(run, stack, cores, *words):
     """Start `feeder run` with these words and the run's measures, alone on its processor; return the Popen.
 
-    `stack` ends it, in order at first.
+    `stack` ends it, in order at first; if we are killed it ends by itself after LONGEST_S.
     """
-    process = subprocess.Popen(run.feeder("run", "--profile", run.host, "--workers", 0, *words),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=run.environment,
-                               start_new_session=True)       # Ctrl-C is for us, who then end it
-    stack.callback(end, process)
+    command = run.feeder("run", "--profile", run.host, "--workers", 0, "--seconds", LONGEST_S, *words)
+    process = started(stack, end, command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=run.environment)
     cores.give(process.pid)
     return process
 

@@ -10,10 +10,12 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 
 from feeder import clock, shm
 from feeder.bench import measure
 from feeder.bench.measure import BenchError, NoSink, row_of
+from feeder.bench.peers import kill, started
 from feeder.counter import Histogram
 from feeder.instrument import Instrument
 from feeder.record import RecordReader, RecordWriter
@@ -54,10 +56,9 @@ def ring_round(count):
         package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
         path = os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH"))))
         fds = [segment.fd for segment in segments]
-        child = subprocess.Popen([sys.executable, "-m", "feeder.bench.ring", *map(str, (*fds, count))], pass_fds=fds,
-                                 env=dict(os.environ, PYTHONPATH=path))
-        stack.callback(child.wait)
-        stack.callback(child.kill)
+        command = [sys.executable, "-m", "feeder.bench.ring", *map(str, (*fds, count))]
+        child = started(stack, kill, command, pass_fds=fds, env=dict(os.environ, PYTHONPATH=path),
+                        stdin=subprocess.PIPE)
         with measure.watch:
             return read_hops(ring, words, count, child.poll)
 
@@ -141,5 +142,12 @@ def write_hops(ring_fd, words_fd, count):
     os._exit(0)                                 # the mappings are the kernel's to clear
 
 
+def end_with_parent():
+    """End when its end of our standard input is gone, however it went: nobody else would stop our spinning."""
+    os.read(0, 1)
+    os._exit(1)
+
+
 if __name__ == "__main__":
+    threading.Thread(target=end_with_parent, daemon=True).start()
     write_hops(*map(int, sys.argv[1:]))

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 
 from feeder import clock, config as configuration
 from feeder.bench.measure import BenchError, row_of
-from feeder.bench.peers import TIMEOUT_S, Cores, Listener, Process, config_folder, end, start
+from feeder.bench.peers import TIMEOUT_S, Cores, Listener, Process, config_folder, end, kill, start, started
 from feeder.message import LIVE
 from feeder.receiver import Receiver
 from feeder.twin import spawn
@@ -56,17 +56,18 @@ def bench_start(run):
 def spent(run, cores, code):
     """Return (ns of wall time, ns of CPU time) that an interpreter takes for `code`, from start to end."""
     start_ns = clock.stopwatch_ns()
-    process = subprocess.Popen([sys.executable, "-S", "-c", code], env=run.environment, stdin=subprocess.DEVNULL)
-    cores.give(process.pid)
-    if not hasattr(os, "wait4"):                     # Windows
-        process.wait()
+    with ExitStack() as stack:
+        process = started(stack, kill, [sys.executable, "-S", "-c", code], env=run.environment,
+                          stdin=subprocess.DEVNULL)
+        cores.give(process.pid)
+        if not hasattr(os, "wait4"):                 # Windows
+            process.wait()
+            wall_ns = clock.stopwatch_ns() - start_ns
+            return wall_ns, wall_ns
+        _, process.returncode, usage = os.wait4(process.pid, 0)      # a status, as good as an exit code: 0 is 0
         wall_ns = clock.stopwatch_ns() - start_ns
-        return wall_ns, wall_ns
-    _, status, usage = os.wait4(process.pid, 0)
-    wall_ns = clock.stopwatch_ns() - start_ns
-    process.returncode = status                      # as good as an exit code: 0 is 0
-    if status:
-        raise BenchError(f"start: {code!r} ended with status {status}")
+    if process.returncode:
+        raise BenchError(f"start: {code!r} ended with status {process.returncode}")
     return wall_ns, int((usage.ru_utime + usage.ru_stime) * clock.SECOND)
 
 
