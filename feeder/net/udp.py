@@ -53,7 +53,7 @@ class PacketSender:
         """
         self.sent = self.bytes = self.dropped = self.errors = self.bursts = 0
         self.group, self.port = group, port
-        self.segment_bytes = options.segment_bytes if options is not None else 0
+        self.segment_bytes = options is not None and options.segment_bytes or sys.maxsize
         self.burst, self.burst_text = 1, "not asked for"
         self._logged = set()             # errno values
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -69,7 +69,7 @@ class PacketSender:
                     self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, _multicast_interface(interface))
             # After the options above, since it settles route and source address. A connected send is 0.5 us cheaper.
             self._socket.connect((group, port))
-            if self.segment_bytes:
+            if self.segment_bytes < sys.maxsize:
                 self._allow_bursts(options)
         except OSError as error:
             self._socket.close()
@@ -102,7 +102,7 @@ class PacketSender:
 
     def send(self, datagrams):
         """Send a datagram, or several one behind the other, all but the last of segment_bytes; return how many left."""
-        if len(datagrams) > self.segment_bytes > 0:
+        if len(datagrams) > self.segment_bytes:
             return self._send_burst(datagrams)
         try:
             self.bytes += self._send(datagrams)
