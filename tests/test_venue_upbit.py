@@ -5,13 +5,16 @@ from decimal import Decimal
 
 import pytest
 from support import CAPTURES, Recorder, dice, lines, needs_captures, recordings, short
+from test_ingest import desk
 
+from feeder import line
+from feeder.clock import MILLISECOND
 from feeder.errors import NumberError, VenueError
 from feeder.message import BUY, LIVE, SELL, SYNCING
 from feeder.pipeline import Pipeline
 from feeder.replay import Replay
 from feeder.venue import recognise
-from feeder.venue.contract import ALIVE, ERROR, OWN_SEQUENCE_BITS, BrokenLine, Instruments, Notice
+from feeder.venue.contract import ALIVE, ERROR, OWN_SEQUENCE_BITS, BrokenLine, Instruments, Notice, Ping
 from feeder.venue.upbit import MAX_BEHIND, Upbit
 
 BOOK = ('{"type":"orderbook","code":"KRW-BTC","timestamp":1790134742106,"total_ask_size":2.51469375,'
@@ -240,6 +243,21 @@ def test_random_images_on_connections_that_replace_each_other_lead_to_the_newest
             pipeline.resync(pipeline.instruments.all[0], "crossed", 1)
     link, = recovery.links.values()
     assert link.gaps == 0 and line.number > 10
+
+
+@pytest.mark.parametrize("every_s, disconnects", [(0.1, 0), (60, 1)])
+def test_pings_keep_a_quiet_connection(every_s, disconnects, monkeypatch):
+    """The twin's minute of idleness is 0.3 s here; UP, which comes since the first PING, is life enough."""
+    monkeypatch.setattr(Upbit, "facts", Upbit.facts._replace(ping=Ping("PING", every_s)))
+    monkeypatch.setattr(line, "TEND_NS", 20 * MILLISECOND)
+    with desk("upbit", symbols=["KRW-BTC"], snapshot_limit=30, stale_after_s=0.4) as made:
+        made.serve(time_scale=200.0, settings={"upbit": {"idle_s": 60.0}})
+        made.start()
+        made.until(made.live)
+        made.twin.pause()
+        kinds = made.feed.venue.kinds
+        made.until(lambda: kinds["UP"] > 10 or made.feed.disconnects)
+        assert made.feed.disconnects == disconnects and made.live() == (not disconnects)
 
 
 # -- lists, recordings ----------------------------------------------------------------------------------------------

@@ -92,13 +92,13 @@ def watch(name, kinds, count, seed):
         row = feed.row()
         print(f"{name}: {witness.judged} states judged, {count} faults, {row['disconnects']} disconnects, "
               f"{row['snapshots_requested']} books asked for again, {len(witness.wrong)} wrong")
-    assert witness.judged > 30
+    assert witness.judged > 20
     return witness
 
 
 @pytest.mark.parametrize("name", [name for name in WATCHED if "checksum" in DIALECTS[name].faults])
 def test_no_wrong_book_is_ever_live(name):
-    assert watch(name, ("gap", "checksum"), 5, 1).wrong == []
+    assert watch(name, ("gap", "checksum"), 3, 1).wrong == []
 
 
 @pytest.mark.stress

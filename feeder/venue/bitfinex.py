@@ -22,8 +22,7 @@ SEQ_ALL has all arrays of a socket counted, whatever their channel; so where one
 STALE and the line is made anew. A checksum comes a few seconds after a change (§4), so unlike a hole it cannot be
 waited for: what a book was since the last one is published. With TIMESTAMP each array has the venue's time.
 
-Rows of books have a likely path: one expression takes the array apart. 6 us a message instead of 15, of which `json`
-is 1.3.
+Rows of books have a likely path: one expression takes the array apart. 4 us a message instead of 12, of which `json` is 1.
 
 The sizes in the ticker are sums of 25 levels (in the recording, to the last digit), so it is no best bid and offer.
 """

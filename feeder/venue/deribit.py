@@ -1,24 +1,25 @@
 """Deribit, JSON-RPC v2: inverse and linear futures and perpetuals, options and spot on one socket.
 
-Source: the exchange's fact sheet of 2026-09 (docs.deribit.com), section numbers in the comments; a recording of 2021, single
-frames of 2021 to 2026.
+Source: the exchange's fact sheet of 2026-09 (docs.deribit.com), section numbers in the comments; a recording of 2021,
+single frames of 2021 to 2026.
 
-| message                                     | role        | action                                               |
-| book.{instrument}.{100ms, agg2, raw}:       |             | of one instrument, the pace that came first makes the book |
-|   type snapshot                             | snapshot    | sink.snapshot; all levels                            |
-|   type change                               | increment   | sink.depth, linked by prev_change_id                 |
-| quote.{instrument}                          | BBO         | sink.bbo; one side may be missing: counted           |
-| trades.{instrument, or kind.currency}.{pace} | trades     | sink.trade each; direction is the taker's; block and combo trades: none |
-| heartbeat, type heartbeat                   | alive       | Notice                                               |
-| heartbeat, type test_request                | alive       | Notice with the answer: public/test                  |
-| {"id":..,"result":[channels]}               | ack         | Notice; channels that are left out do not exist      |
-| {"id":..,"result":other}                    | ack, alive  | Notice; of set_heartbeat, of public/test             |
-| {"error":..}                                | error       | Notice                                               |
-| book of a group, ticker, chart, platform_state .. | not ours | counted by channel                                |
-| anything else                               | fault       | VenueError                                           |
+| message                              | role       | action                                                        |
+| book.{instrument}.{100ms, agg2, raw} |            | of an instrument, the pace that came first makes the book     |
+|   type snapshot                      | snapshot   | sink.snapshot; all levels                                     |
+|   type change                        | increment  | sink.depth, linked by prev_change_id                          |
+| quote.{instrument}                   | BBO        | sink.bbo; one side may be missing: counted                    |
+| trades.{instrument}.{pace},          | trades     | sink.trade each; direction is the taker's; of block trades    |
+|   trades.{kind}.{currency}.{pace}    |            | and combos none                                               |
+| heartbeat, type heartbeat            | alive      | Notice                                                        |
+| heartbeat, type test_request         | alive      | Notice with the answer: public/test                           |
+| {"id":..,"result":[channels]}        | ack        | Notice; channels that are left out do not exist               |
+| {"id":..,"result":other}             | ack, alive | Notice; of set_heartbeat, of public/test                      |
+| {"error":..}                         | error      | Notice                                                        |
+| book of a group, ticker, chart ..    | not ours   | counted by channel                                            |
+| anything else                        | fault      | VenueError                                                    |
 
-Numbers are JSON numbers, some with an exponent (2.2e3): all stay text. Amounts are dollars on inverse instruments and coins on
-all others (§8), so a contract is 1.
+Numbers are JSON numbers, some with an exponent (2.2e3): all stay text. Amounts are dollars on inverse instruments and
+coins on all others (§8), so a contract is 1.
 """
 
 import json
@@ -28,8 +29,8 @@ from urllib.parse import urlsplit
 from feeder import fixed
 from feeder.errors import NumberError
 from feeder.message import BUY, SELL
-from feeder.venue.contract import (ACK, ALIVE, ERROR, GAP, NEXT, OLD, REPLY, STREAM, Command, Line, Listing, Notice, Request,
-                                   Venue, VenueFacts, exact_json, packed, trade_id_of)
+from feeder.venue.contract import (ACK, ALIVE, ERROR, GAP, NEXT, OLD, REPLY, STREAM, Command, Line, Listing, Notice,
+                                   Request, Venue, VenueFacts, exact_json, packed, trade_id_of)
 
 HOSTS = ("www.deribit.com", "test.deribit.com", "streams.deribit.com")
 CHANNELS_PER_REQUEST = 500              # §2
@@ -37,6 +38,7 @@ HEARTBEAT_S = 10                        # §3: the least there is
 SIDES = {"buy": BUY, "sell": SELL}
 PACES = {100: "100ms", 1000: "agg2"}    # raw wants a login
 NO_MARKET = ("block_trade_id", "block_rfq_id", "combo_id", "combo_trade_id")
+ALL = ("currency=any&kind=future", "currency=any&kind=option", "currency=any&kind=spot")
 TEST_ID = 0                             # of answers to test_request; ours count from 1
 
 
@@ -49,8 +51,8 @@ class Deribit(Venue):
         re.compile(r"[A-Z0-9]+(?:_[A-Z0-9]+)?(?:-[A-Za-z0-9_]+)*"), "BTC-PERPETUAL",
         {"depth_interval_ms": 100, "streams_per_connection": 400}, depth_intervals_ms=(100, 1000),
         command_every_ms=350, connect_every_ms=250,          # §2: 3,000 credits a request, 10,000 come a second
-        notes="500 channels a request, 3 requests a second, 32 connections an address; all levels every 100 ms or about every "
-        "second; raw books want a login")
+        notes="500 channels a request, 3 requests a second, 32 connections an address; all levels every 100 ms or "
+        "about every second; raw books want a login")
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -109,7 +111,7 @@ class Deribit(Venue):
             base, _, quote = pair.partition("_")
             wanted.add(f"currency={quote or base}&kind=option" if len(more) > 2 else
                        "currency=any&kind=" + ("future" if more else "spot"))
-        return [Request(f"/api/v2/public/get_instruments?{each}&expired=false", 1) for each in sorted(wanted)]
+        return [Request(f"/api/v2/public/get_instruments?{each}&expired=false", 1) for each in sorted(wanted or ALL)]
 
     def decode_instruments(self, body):
         answer = self.parse(body)
@@ -153,14 +155,16 @@ class Deribit(Venue):
         request, error, result = message.get("id"), message.get("error"), message.get("result")
         if isinstance(error, dict):
             self.count("error")
-            data = error.get("data")
-            return Notice(ERROR, request, f"{error.get('code')} {error.get('message')}{f' {data}' if data else ''}"[:200])
+            words = [str(error[key]) for key in ("code", "message", "data") if error.get(key)]
+            return Notice(ERROR, request, " ".join(words)[:200])
         if type(request) is not str or result is None:
             raise self.fault("unknown message", payload)
         self.count("answer")
         if request == str(TEST_ID):
             return Notice(ALIVE, None, "")
-        return Notice(ACK, tuple(f"{request} {channel}" for channel in result) if isinstance(result, list) else request, "")
+        if isinstance(result, list):
+            request = tuple(f"{request} {channel}" for channel in result)
+        return Notice(ACK, request, "")
 
     def read_heartbeat(self, params, payload):
         kind = params.get("type")

@@ -23,7 +23,7 @@ and 2026 (v2).
 | {"event": ..}                               | counted                     |
 
 Updates of books have a likely path: their text is matched as a whole, at the decimals the pair is known to print, so
-that its digits are the numbers and the checksum's, too. 9 us a message instead of 22, of which `json` is 2.
+that its digits are the numbers and the checksum's, too. 9 us a message instead of 23, of which `json` is 2.
 
 Nothing is numbered. The proof is the checksum of each book message (§5), over the ten best levels a side as they were
 printed; so a Mirror keeps these digits. Below those ten a lost message would not show: one that cannot be read at all
@@ -102,7 +102,7 @@ class Kraken(Venue):
         "Kraken spot v2", "a checksum in each message", (("depth", "trade", "bbo"),),
         re.compile(r"[A-Z0-9.]+x?/[A-Z0-9.]+"), "BTC/USD",
         {"snapshot_limit": 100, "connects_per_5_minutes": 60, "streams_per_connection": 300},
-        snapshot_limits=DEPTHS, ping=Ping('{"method":"ping"}', 30), connect_every_ms=5_000,
+        snapshot_limits=DEPTHS, ping=Ping('{"method":"ping"}', 20), connect_every_ms=5_000,
         notes="150 connects in 10 min (then banned for 10 min), in maintenance one in 5 s; any number of symbols a "
         "connection, one depth a symbol")
 

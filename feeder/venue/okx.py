@@ -1,13 +1,13 @@
 """OKX v5: spot, swaps, futures and options on one socket; sizes of the last three are in contracts.
 
-Source: the exchange's fact sheet of 2026-09 (okx.com/docs-v5), section numbers in the comments; recordings of 2021, 2022
-and single frames of 2024 to 2026.
+Source: the exchange's fact sheet of 2026-09 (okx.com/docs-v5), section numbers in the comments; recordings of 2021 and
+2022, single frames of 2024 to 2026.
 
 | message                                  | role        | action                                                   |
-| books, books-l2-tbt, books50-l2-tbt:     |             | of one symbol, the channel that came first makes the book |
+| books, books-l2-tbt, books50-l2-tbt:     |             | of a symbol, the channel that came first makes the book  |
 |   action snapshot                        | snapshot    | sink.snapshot                                            |
-|   action update                          | increment   | sink.depth, linked by prevSeqId; seqId may stay (idle mark) or fall (reset) |
-|   without seqId (before 2023)            | both        | linked by our own count, proven by the checksum          |
+|   action update                          | increment   | sink.depth, linked by prevSeqId; seqId may stay or fall  |
+|   without seqId (2021, 2022)             | both        | linked by our own count, proven by the checksum          |
 | bbo-tbt (one level a side, whole)        | BBO         | sink.bbo; one side may be missing: counted               |
 | trades, trades-all                       | trades      | sink.trade each; side is the taker's                     |
 | instruments                              | status      | no continuous trading while the state is not "live"      |
@@ -20,9 +20,9 @@ and single frames of 2024 to 2026.
 
 `checksum` is 0 in every book since 2026-06 (§5), so nothing is read from it where there is a seqId.
 
-Hot:  the likely path, for best prices and single trades printed as in 2026, which are most messages, of instruments that json
-has met before: 2.2 and 2.0 us where json takes 11.4 and 10.5 (docs/venues.md). Books would gain less than half and come ten
-times a second: left to json. Layouts (shape.py) do not fit: this venue drops zeros at the end of numbers.
+Hot:  the likely path, for best prices and single trades printed as in 2026 (most messages) of instruments that
+json has met before: 2.2 and 2.0 us where json takes 11.4 and 10.5 (docs/venues.md). Books would gain less than half and
+come ten times a second: left to json. Layouts (shape.py) do not fit: this venue drops zeros at the end of numbers.
 """
 
 import json
@@ -35,27 +35,28 @@ from feeder import fixed
 from feeder.errors import NumberError, VenueError
 from feeder.instrument import WIRE_EXPONENT
 from feeder.message import BUY, SELL
-from feeder.venue.contract import (ACK, ALIVE, ERROR, GAP, NEXT, OLD, SHUTDOWN, STREAM, Command, Line, Listing, Notice, Ping,
-                                   Request, Session, Venue, VenueFacts, packed, trade_id_of)
+from feeder.venue.contract import (ACK, ALIVE, ERROR, GAP, NEXT, OLD, SHUTDOWN, STREAM, Command, Line, Listing, Notice,
+                                   Ping, Request, Session, Venue, VenueFacts, packed, trade_id_of)
 from feeder.venue.mirror import Mirror
 
 CHANNELS = {"depth": "books", "trade": "trades", "bbo": "bbo-tbt"}
 BOOKS_PER_CONNECTION = 29               # §2 recommends fewer than 30 of 400 levels
 ARGS_PER_REQUEST = 200                  # §2 has 64 KB for all their text; an argument of ours takes 80 bytes at most
 CHECKED_LEVELS = 25
+KINDS = ("FUTURES", "SPOT", "SWAP")     # of instruments; options are listed for each family
 SCALES = {decimals: 10**decimals for decimals in range(-WIRE_EXPONENT + 1)}
 SIDES = {"buy": BUY, "sell": SELL}
 
-# Ten digits before the point and eight behind it fit 64 bits at the exponent of -8, and such times in ns, too: no more checks.
+# Ten digits before the point and eight behind it fit 64 bits at the exponent of -8, and such times do in ns.
 NUMBER = rb'"([0-9]{1,10}(?:\.[0-9]{1,8})?)"'
 LEVEL = rb'\[\[' + NUMBER + b"," + NUMBER + rb',"0","[0-9]+"\]\]'
 STAMP = rb'"ts":"([1-8][0-9]{12})",'
 SEQUENCE = rb'"seqId":(0|[1-9][0-9]{0,17})\}\]\}'
-match_bbo = re.compile(rb'\{"arg":(\{"channel":"bbo-tbt","instId":"[A-Z0-9._-]+"\}),"data":\[\{"asks":' + LEVEL + rb',"bids":' + LEVEL
-                       + b"," + STAMP + SEQUENCE).fullmatch
-match_trade = re.compile(rb'\{"arg":(\{"channel":"trades","instId":"([A-Z0-9._-]+)"\}),"data":\[\{"instId":"\2","tradeId":'
-                         rb'"([0-9]{1,18})","px":' + NUMBER + rb',"sz":' + NUMBER + rb',"side":"(buy|sell)",' + STAMP
-                         + rb'"count":"[0-9]+","source":"[0-9]+",' + SEQUENCE).fullmatch
+match_bbo = re.compile(rb'\{"arg":(\{"channel":"bbo-tbt","instId":"[A-Z0-9._-]+"\}),"data":\[\{"asks":' + LEVEL
+                       + rb',"bids":' + LEVEL + b"," + STAMP + SEQUENCE).fullmatch
+match_trade = re.compile(rb'\{"arg":(\{"channel":"trades","instId":"([A-Z0-9._-]+)"\}),"data":\[\{"instId":"\2",'
+                         rb'"tradeId":"([0-9]{1,18})","px":' + NUMBER + rb',"sz":' + NUMBER + rb',"side":"(buy|sell)",'
+                         + STAMP + rb'"count":"[0-9]+","source":"[0-9]+",' + SEQUENCE).fullmatch
 find_argument = re.compile(r"channel: ?([A-Za-z0-9-]+), ?instId: ?([^ ,]+)").search
 
 
@@ -67,9 +68,10 @@ class Okx(Venue):
         re.compile(r"[A-Z0-9]+(?:-[A-Z0-9._]+){1,4}"), "BTC-USDT",
         # §5.3: a book without change is told again each minute, so silence of three means that it is lost.
         {"snapshot_limit": 400, "streams_per_connection": 87, "freshness_s": 180},
-        snapshot_limits=(400,), ping=Ping("ping", 20), command_every_ms=100, commands_per_hour=480, connect_every_ms=400,
-        notes="29 books a connection, 480 requests an hour there, 3 connects a second; 400 levels every 100 ms, best price "
-        "every 10 ms; faster books want a login")
+        snapshot_limits=(400,), ping=Ping("ping", 20), command_every_ms=100, commands_per_hour=480,
+        connect_every_ms=400,
+        notes="29 books a connection, 480 requests an hour there, 3 connects a second; 400 levels every 100 ms, "
+        "best price every 10 ms; faster books want a login")
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -115,8 +117,9 @@ class Okx(Venue):
 
     def hello(self, request_id):
         """§8: the states of instruments, all at first and then those that change."""
-        kinds = {kind_of(each.symbol) for each in self.instruments if each.venue == self.name} - {"OPTION"}
-        return [self.command("subscribe", request_id, [("instruments", "instType", kind) for kind in sorted(kinds)], {
+        ours = {kind_of(each.symbol) for each in self.instruments if each.venue == self.name}
+        kinds = [kind for kind in KINDS if kind in ours]
+        return [self.command("subscribe", request_id, [("instruments", "instType", kind) for kind in kinds], {
             f"subscribe instruments:{kind}": [] for kind in kinds})] if kinds else []
 
     def subscribe(self, streams, request_id, op="subscribe"):
@@ -145,7 +148,7 @@ class Okx(Venue):
     def instruments_requests(self, symbols):
         families = {"OPTION&instFamily=" + "-".join(symbol.split("-")[:2]) if kind_of(symbol) == "OPTION"
                     else kind_of(symbol) for symbol in symbols}
-        return [Request("/api/v5/public/instruments?instType=" + family, 1) for family in sorted(families)]
+        return [Request("/api/v5/public/instruments?instType=" + family, 1) for family in sorted(families or KINDS)]
 
     def decode_instruments(self, body):
         answer = self.parse(body)
@@ -161,7 +164,7 @@ class Okx(Venue):
 
 
 class OkxSession(Session):
-    """A connection. `mirrors` has the books that carry no seqId: of recordings from before 2023."""
+    """A connection. `mirrors` has the books that carry no seqId: of recordings of 2021 and 2022."""
 
     def __init__(self, venue):
         super().__init__(venue)
@@ -261,7 +264,7 @@ class OkxSession(Session):
         code, words = venue.need(message, "code", str, payload), venue.need(message, "msg", str, payload)
         venue.count(event)
         text = f"{code} {words}"[:200]
-        # 64008: the connection ends within a minute (§3). 60014: it may ask for nothing more this hour, a new one may (§2).
+        # 64008: the connection ends within a minute (§3). 60014: it may ask for no more this hour, a new one may (§2).
         if code in ("64008", "60014"):
             return Notice(SHUTDOWN, None, text)
         found = find_argument(words)
@@ -374,7 +377,7 @@ class OkxSession(Session):
     def read_states(self, message, arg, channel, entries, payload, recv_ns):
         """§5.7: in a call auction the best ask may be below the best bid."""
         venue = self.venue
-        states = [(venue.need(entry, "instId", str, payload), venue.need(entry, "state", str, payload)) for entry in entries]
+        states = [tuple(venue.need(entry, key, str, payload) for key in ("instId", "state")) for entry in entries]
         venue.count("instruments")
         for symbol, state in states:
             instrument = venue.instruments.find(venue.name, symbol)
