@@ -49,9 +49,10 @@ class Run:
     def noting(self, call, publisher):
         def noted(instrument, sequence, *more):
             call(instrument, sequence, *more)
-            bids, asks = publisher.entries[instrument.instrument_id].book.top(1)
-            self.best[instrument.symbol, sequence] = (*bids, *asks, instrument.price_decimals,
-                                                      instrument.quantity_decimals)
+            book = publisher.entries[instrument.instrument_id].book
+            bid, ask = book.bids.best, book.asks.best
+            self.best[instrument.symbol, sequence] = (bid, book.bids.window[bid], ask, book.asks.window[ask],
+                                                      instrument.price_decimals, instrument.quantity_decimals)
         return noted
 
 
@@ -176,7 +177,8 @@ def test_a_receiver_of_the_packets_ends_with_the_publishers_books(path):
             assert side.quantities == [quantity * instrument.quantity_factor for quantity in own[1::2]]
 
 
-@every_recording
+@pytest.mark.parametrize("path", [pytest.param(path, id=short(path), marks=pytest.mark.stress if path.stat().st_size > 2 << 20
+                                               else ()) for path in RECORDINGS])
 def test_both_paths_make_the_same_calls_on_every_message(path):
     kind = VENUES[path.parent.name]
     likely, unlikely = (kind(Recorder(), Instruments(), discover=True) for _ in range(2))
