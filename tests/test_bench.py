@@ -19,6 +19,8 @@ from feeder.bench.measure import BenchError
 from feeder.counter import Histogram
 from support import PROJECT
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
 ALWAYS = {"bench", "scenario", "count", "unit", "ns", "reference", "reference_ns", "ratio", "best_ratio", "rounds",
           "spread", "noisy", "per_second"}
 POSIX = os.name == "posix"

@@ -11,8 +11,11 @@ from feeder.packet import Padding, decode
 SENT = ["full, 44 a call", "one a call", "turns of 61 messages", "turns of 1,024 messages"]
 
 
+pytestmark = pytest.mark.usefixtures("small_heap")
+
+
 @pytest.fixture(scope="module")
-def found():
+def found(small_heap):
     return {row["scenario"]: row for row in udp.bench_udp(Run(quick=True))}
 
 

@@ -89,6 +89,14 @@ run = lru_cache(maxsize=None)(Run)
 truth = lru_cache(maxsize=None)(Truth)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    """Half a gigabyte, which the tests after these would drag along."""
+    yield
+    run.cache_clear()
+    truth.cache_clear()
+
+
 @every_recording
 def test_replays_without_a_gap_and_ends_live_with_the_models_books(path):
     replay, model = run(path).replay, truth(path)
