@@ -7,6 +7,7 @@ from decimal import Decimal
 
 import pytest
 from support import CAPTURES, Market, Recorder, book_decimals, dice, lines, needs_captures, recordings, short
+from test_ingest import desk, stub
 
 from feeder.errors import NumberError, VenueError
 from feeder.message import BUY, LIVE, SELL
@@ -17,6 +18,7 @@ from feeder.venue import coinbase, recognise
 from feeder.venue.coinbase import CoinbaseAdvanced, CoinbaseExchange
 from feeder.venue.contract import (ACK, ALIVE, ERROR, GAP, NEXT, OLD, OWN_SEQUENCE_BITS, BrokenLine, Instruments,
                                    Notice)
+from feeder.websocket import TEXT
 
 SNAPSHOT = ('{"type":"snapshot","product_id":"BTC-USD","bids":[["10101.10","0.45054140"],["10101","2.5"]],'
             '"asks":[["10102.55","0.57753524"]]}')
@@ -401,6 +403,39 @@ def test_single_messages_are_read_or_counted():
 def test_products(kind, name, symbol, listing):
     body = json.loads(gzip.open(CAPTURES / "coinbase" / f"{name}.jsonl.gz", "rt").read())["raw"].encode()
     assert kind(Recorder(), Instruments()).decode_instruments(body)[symbol] == listing
+
+
+@needs_captures
+def test_the_recording_over_tcp_with_its_message_of_five_megabytes():
+    path = next(path for path in recordings("coinbase") if "advanced" in path.name)
+    texts = [entry["raw"].encode() for entry in lines(path) if entry["dir"] == "in"]
+    models = {"BTC-USD": Market(), "ETH-USD": Market()}
+    for symbol, _, rows in book_messages(path):
+        models[symbol].apply(*([row[1:] for row in rows if row[0] == side] for side in ("bid", "ask")))
+
+    def on_text(link, request):
+        for text in texts if request["channel"] == "heartbeats" else ():
+            link.send(TEXT, text)
+
+    listed = b'{"products":[]}'
+    with desk("coinbase", symbols=list(models)) as made:
+        with stub(made, on_text=on_text, on_get=lambda target: (200, listed, ())):
+            line, = made.start().lines
+            made.until(lambda: line.session is not None and line.session.expected == 500 and not line.asks)
+            for entry in made.pipeline.publisher.entries:
+                assert entry.state == LIVE and book_decimals(entry) == models[entry.instrument.symbol].top()
+            assert max(map(len, texts)) > 5_000_000 and made.feed.row()["disconnects"] == 0
+
+
+@pytest.mark.parametrize("kind", [CoinbaseExchange, pytest.param(CoinbaseAdvanced, marks=pytest.mark.stress)])
+def test_a_product_that_is_refused_is_found_among_the_others(kind):
+    with desk(kind.name, symbols=["BTC-USD", "ETH-USD", "NOSUCH-USD", "SOL-USD"]) as made:
+        made.serve(symbols=["BTC-USD", "ETH-USD", "SOL-USD"], time_scale=1.0)
+        feed = made.start()
+        made.until(lambda: "NOSUCH-USD" in feed.refused and sum(state == LIVE for state in made.states()) == 3)
+        made.until(lambda: not feed.lines[0].asks)
+        assert list(feed.refused) == ["NOSUCH-USD"] and "NOSUCH-USD is not a valid product" in feed.refused["NOSUCH-USD"]
+        assert feed.row()["disconnects"] == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
