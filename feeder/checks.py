@@ -355,8 +355,9 @@ def bursts(patient):
               f"packets of {size} bytes do not fit into the MTU of {card.mtu}"
               if card and card.mtu and card.mtu < size + UDP_HEADERS_BYTES else "")
     return row("bursts", None if known is None else reason or "UDP_SEGMENT", "several datagrams a call (UDP_SEGMENT)",
-               bool(reason), "a datagram of a burst costs six times as much", [
-                   "# a kernel of 4.18 or newer" if known is False else "# a smaller output.packet_bytes in hft_config.json"])
+               bool(reason), "a datagram of a burst costs six times as much",
+               ["# a kernel of 4.18 or newer" if known is False else
+                "# a smaller output.packet_bytes in hft_config.json"])
 
 
 def udp(patient):

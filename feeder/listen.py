@@ -54,8 +54,8 @@ def configure(parser):
     parser.add_argument("--count", metavar="N", type=number(int, 1, 2**62), help="stop after so many messages")
     parser.add_argument("--report", metavar="FILE", help="write one JSON object at the end; - is standard output")
     parser.add_argument("--coalesce", action="store_true",
-                        help="take bursts whole (UDP_GRO): less work for a publisher on this host, more for each single "
-                        "datagram here; kernel drops then count bursts")
+                        help="take bursts whole (UDP_GRO): less work for a publisher on this host, more for each "
+                        "single datagram here; kernel drops then count bursts")
     view = parser.add_mutually_exclusive_group()
     view.add_argument("--book", metavar="SYMBOL", help="show one book's ladder: SYMBOL or venue:SYMBOL")
     view.add_argument("--print", action="store_true", help="print each message as a line of JSON")

@@ -213,7 +213,7 @@ class Encoder:
         self.limit = stop + self.room
 
     def beyond(self, size):
-        """Return the offset of a message that reaches beyond `limit`: in this packet where it fills it, else in the next."""
+        """Return the offset of a message that reaches beyond `limit`: here if it fills the packet, else in the next."""
         if self.count and self.used + size != self.start + self.packet_bytes:
             self.full()
         return self.used

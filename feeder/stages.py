@@ -150,7 +150,7 @@ class Output:
     def emit(self, datagrams):
         count = self.sender.send(datagrams)
         received_ns = self.publisher.received_ns
-        if received_ns:
+        if received_ns and count:
             self.recent.add(clock.stopwatch_ns() - received_ns, count)
 
     def start(self):

@@ -51,6 +51,6 @@ def test_a_wrong_answer_is_found(blunder):
     with udp.Sending(False) as way:
         assert way.round(calls, True) >= 0 and way.round(calls, False) >= 0
         send = way.plain._send
-        way.plain._send = lambda view: [send(data) for data in (BLUNDERS[blunder](bytes(view)) if view[0] == 3 else [view])]
+        way.plain._send = lambda view: list(map(send, BLUNDERS[blunder](bytes(view)) if view[0] == 3 else [view]))
         with pytest.raises(BenchError, match="datagrams came of 5"):
             way.round(calls, False)

@@ -190,7 +190,8 @@ def test_a_burst_arrives_as_datagrams_whoever_listens(keep):
     print("seed", seed)
     dice = random.Random(seed)
     receivers = [keep(PacketReceiver(GROUP, 0, coalesce=True))]
-    receivers += [keep(PacketReceiver(GROUP, receivers[0].port, coalesce=coalesce)) for coalesce in (True, False, False)]
+    port = receivers[0].port
+    receivers += [keep(PacketReceiver(GROUP, port, coalesce=coalesce)) for coalesce in (True, False, False)]
     sender = bursting(keep, receivers[0].port)
     assert sender.burst == 44 and sender.burst_text == "UDP_SEGMENT, 44 x 1472 bytes"
     sent, many = [], 0
@@ -309,7 +310,8 @@ def test_without_the_option_or_with_too_small_an_mtu_it_says_so(keep, monkeypatc
     monkeypatch.setattr(udp, "HEADERS_BYTES", 70_000)
     if sys.platform.startswith("linux"):
         sender = bursting(keep, 9)
-        assert sender.burst == 1 and "one at a time: datagrams of 1472 bytes do not fit into the MTU of" in sender.burst_text
+        assert sender.burst == 1
+        assert "one at a time: datagrams of 1472 bytes do not fit into the MTU of" in sender.burst_text
         assert sender._socket.getsockopt(socket.IPPROTO_UDP, 103) == 0
     monkeypatch.setattr(sockets, "LINUX", False)
     receiver = keep(PacketReceiver("127.0.0.1", 0))
@@ -328,7 +330,8 @@ def test_a_sender_that_was_not_asked_to_cut_does_not(keep):
 @linux
 @pytest.mark.parametrize("way, bursts", [("burst", 868), ("plain", 0), ("cut", 444)])
 def test_20_000_datagrams_in_bursts_between_processes_and_none_lost(way, bursts):
-    done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", str(Path(__file__).with_name("udp_peers.py")), way],
+    script = str(Path(__file__).with_name("udp_peers.py"))
+    done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", script, way],
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=60)
     print(done.stdout, done.stderr)
     found = json.loads(done.stdout)

@@ -1,10 +1,11 @@
 """Datagrams out and in over loopback multicast, in bursts: ours against one system call for each.
 
-The bursts are those of the encoder (UDP_SEGMENT, padded to one size): full ones, 44 a call; what one turn of a connection
-makes of the traffic, 61 messages; what a publisher makes that empties its rings, 1,024 messages. The reference sends the
-same messages' datagrams, as they are without bursts, by a bare connected `send`; so a burst pays for its padding.
+The bursts are those of the encoder (UDP_SEGMENT, padded to one size): full ones, 44 a call; what one turn of a
+connection makes of the traffic, 61 messages; what a publisher makes that empties its rings, 1,024 messages. The
+reference sends the same messages' datagrams, as they are without bursts, by a bare connected `send`; so a burst pays
+for its padding.
 
-In both a receiver that takes datagrams one by one has them cut for it on the sender's time, as any other program's would.
+In both a receiver that takes datagrams one by one has them cut for it on the sender's time, as most programs have.
 What is sent is received untimed before the buffer can be full, and compared: each datagram once, in order, byte for
 byte. Likewise for receiving, where both sides copy what they get, and a bare `recv_into` is the reference.
 """
@@ -42,14 +43,15 @@ def bench_udp(run):
     for name, (bursts, singles) in cases.items():
         yield row(run, f"send, {name}", Sending(False), bursts, singles, "connected send",
                    GOAL if name != "one a call" else None)
-    yield row(run, "send, full, 44 a call; receiver coalesces", Sending(True), *cases["full, 44 a call"], "connected send")
+    yield row(run, "send, full, 44 a call; receiver coalesces", Sending(True), *cases["full, 44 a call"],
+              "connected send")
     for name, (bursts, _) in cases.items():
         yield row(run, f"receive, {name}", Receiving(True), bursts, bursts, "recv_into")
     yield row(run, "receive, one a call, not coalescing", Receiving(False), *cases["one a call"], "recv_into")
 
 
 def turns(traffic, messages, burst):
-    """Return what the encoder emits of the traffic, flushed every so many messages: [[datagram of a call, ...], ...]."""
+    """Return what the encoder emits of the traffic, flushed every so many messages: [[datagram of a call...]...]."""
     calls = []
 
     def emit(view):
@@ -95,7 +97,8 @@ class Way:
             receiver = PacketReceiver(GROUP, self.receivers[0].port if self.receivers else 0, coalesce=coalesce)
             self.stack.callback(receiver.close)
             self.receivers.append(receiver)
-        self.sender, self.plain = (PacketSender(GROUP, self.receivers[0].port, options=SocketOptions(segment_bytes=size))
+        port = self.receivers[0].port
+        self.sender, self.plain = (PacketSender(GROUP, port, options=SocketOptions(segment_bytes=size))
                                    for size in (SIZE, 0))
         self.stack.callback(self.sender.close)
         self.stack.callback(self.plain.close)
