@@ -210,7 +210,7 @@ def retry_after_ns(headers):
 
 
 class Hosts:
-    """Spaces the connects to each host, whichever venue they are for. Args: sharers: processes that do so, too."""
+    """Spaces the connects to each host and port, whichever venue they are for. Args: sharers: processes that do so, too."""
 
     def __init__(self, sharers=1):
         self.sharers = sharers
@@ -285,7 +285,7 @@ class Feed:
 
     def may_connect_at(self, now_ns):
         """Reserve a connect; return when it may start."""
-        return self.hosts.acquire_at(urlsplit(self.config.websocket_url).hostname, self.connect_budget.acquire_at(now_ns),
+        return self.hosts.acquire_at(urlsplit(self.config.websocket_url).netloc, self.connect_budget.acquire_at(now_ns),
                                      self.venue.facts.connect_every_ms * clock.MILLISECOND)
 
     def next_request_id(self, stream_count):

@@ -94,7 +94,7 @@ class LineConnection:
         now_ns = clock.steady_ns()
         at_ns = self.feed.may_connect_at(now_ns)
         if at_ns > now_ns + clock.SECOND:
-            log.warning("%s: connect budget used up, next connect in %.1f s",
+            log.warning("%s: connects are paced as the venue wants it, the next one in %.1f s",
                         self.name, (at_ns - now_ns) / clock.SECOND)
         self.timer = self.feed.loop.call_at(at_ns, self.connect)
 
