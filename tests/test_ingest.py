@@ -197,13 +197,13 @@ def acknowledge(link, request):
 
 def test_a_closed_port_is_tried_for_ever_with_growing_pauses(monkeypatch):
     pauses = []
-    original = ingest.Backoff.next_ns
+    original = line.Backoff.next_ns
 
     def short(self):
         pauses.append(self._ceiling_ns)
         return original(self) // 200     # the same draws, quicker
 
-    monkeypatch.setattr(ingest.Backoff, "next_ns", short)
+    monkeypatch.setattr(line.Backoff, "next_ns", short)
     port = dead_port()
     with desk(websocket_url=f"ws://127.0.0.1:{port}", rest_url=f"http://127.0.0.1:{port}") as made:
         feed = made.start()
@@ -241,7 +241,7 @@ def test_only_who_speaks_tls_loads_its_certificates():
 
 def test_connects_keep_to_the_budget(monkeypatch):
     monkeypatch.setattr(ingest, "CONNECT_WINDOW_NS", SECOND)
-    monkeypatch.setattr(ingest.Backoff, "next_ns", lambda self: 0)
+    monkeypatch.setattr(line.Backoff, "next_ns", lambda self: 0)
     with desk(connects_per_5_minutes=3) as made, stub(made, on_upgrade=lambda link: link.stream.abort()) as venue:
         made.start()
         made.until(lambda: len(venue.accepts) == 8)

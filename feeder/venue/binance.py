@@ -59,6 +59,7 @@ class Binance(Venue):
         self.layouts = {}             # head, all digits 0 -> how to read what is laid out like it, see cut_depth
         self.by_names = {}            # the same where names have digits -> {those names: how to read it}
         self.layouts_of = {}          # instrument_id -> [(head, all digits 0; names with digits)]
+        self.learned = 0              # layouts in all
         self.patterns = {}            # pattern -> compiled
 
     # -- endpoints -------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ class Binance(Venue):
     def learn(self, payload, stream, instrument, kind):
         """Learn the layout of a message that json has read and the sink has taken."""
         known = self.layouts_of.setdefault(instrument.instrument_id, [])
-        if len(known) >= MAX_LAYOUTS_PER_INSTRUMENT or len(self.layouts) >= MAX_LAYOUTS or len(self.patterns) >= MAX_PATTERNS:
+        if len(known) >= MAX_LAYOUTS_PER_INSTRUMENT or self.learned >= MAX_LAYOUTS or len(self.patterns) >= MAX_PATTERNS:
             return
         if not (stream.isascii() and payload.startswith(b'{"stream":"' + stream.encode() + b'","data":{')
                 and payload.endswith(b"}}") and payload.count(b"{") == 2):
@@ -206,9 +207,12 @@ class Binance(Venue):
             alike = Binance.cut_named, names_in, by_names
         self.layouts[key] = alike
         known.append((key, names))
+        self.learned += 1
 
     def forget(self, instrument):
-        for key, names in self.layouts_of.pop(instrument.instrument_id, ()):
+        known = self.layouts_of.pop(instrument.instrument_id, ())
+        self.learned -= len(known)
+        for key, names in known:
             if names is not None:
                 self.by_names[key].pop(names, None)
             else:
