@@ -22,7 +22,7 @@ from feeder.fixed import MAX_DECIMALS, WIRE_DECIMALS, decimals_of
 from feeder.line import LineConnection
 from feeder.log import Limited, timestamp
 from feeder.message import LIVE
-from feeder.net import Backoff, ConnectBudget, Fetcher, SocketOptions, proxy_for, tls_context
+from feeder.net import ConnectBudget, Fetcher, SocketOptions, proxy_for, tls_context
 from feeder.venue.contract import IMAGE, REST
 
 log = logging.getLogger("feeder.ingest")

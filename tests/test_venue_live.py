@@ -13,6 +13,7 @@ from test_ingest import desk
 from feeder import ingest, line
 from feeder.clock import MILLISECOND, SECOND, steady_ns
 from feeder.message import LIVE, STALE
+from feeder.net import Backoff
 from feeder.twin.faults import Fault
 from feeder.twin.registry import DIALECTS
 from feeder.venue import VENUES
@@ -38,7 +39,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(ingest, "INSTRUMENTS_RETRY_NS", 100 * MILLISECOND)
     monkeypatch.setattr(line, "SETTLE_NS", 100 * MILLISECOND)
     monkeypatch.setattr(line, "TEND_NS", 20 * MILLISECOND)
-    monkeypatch.setattr(ingest.Backoff, "next_ns", lambda self: 20 * MILLISECOND)
+    monkeypatch.setattr(Backoff, "next_ns", lambda self: 20 * MILLISECOND)
     monkeypatch.setattr(ingest.Hosts, "acquire_at", lambda self, host, at_ns, spacing_ns: at_ns)
     for dialect in DIALECTS.values():
         monkeypatch.setattr(dialect, "connects", (1_000, 60))            # as many as faults need
