@@ -20,7 +20,7 @@ class Instrument:
 
     __slots__ = ("instrument_id", "venue", "symbol", "name", "price_decimals", "quantity_decimals",
                  "price_exponent", "quantity_exponent", "price_factor", "quantity_factor", "is_scaled",
-                 "tick", "lot", "contract", "depth", "may_cross", "verified")
+                 "tick", "lot", "contract", "depth", "may_cross", "verified", "shared")
 
     def __init__(self, instrument_id, venue, symbol, name=None, price_decimals=0, quantity_decimals=0, depth=20):
         self.instrument_id = instrument_id
@@ -33,6 +33,7 @@ class Instrument:
         self.tick = self.lot = None          # decimal text of the venue's filters, where known
         self.contract = "1"                  # coins (or what the venue counts in) to a quantity of 1, as text
         self.may_cross = False               # no continuous trading now (auction): bids above asks are no fault
+        self.shared = 0                      # packet.SHARED_*: which venue sequences are the same on every connection
         self.verified = 0                    # checksums of the venue that agreed with our book
         self.depth = depth                   # levels a side that are published; 0 is all
         self.rescale()

@@ -5,7 +5,8 @@ Hot:  Encoder.trade, bbo, increment; measured by `feeder bench packet` and `pipe
 
     packet   magic  version flags channel | session | sequence | send_ns | count bytes reserved |  40 bytes
     message  type bytes instrument | venue_sequence | event_ns | recv_ns | flags state bids epoch  40 bytes
-    body     definition 112 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 64 | padding
+    body     definition 112 | levels 16 each, bids then asks | trade 32 | bbo 32 | status 64 | padding | round 16
+    trailer  16, of a signed packet: seal.py makes and verifies it
 
 Little-endian, every message a multiple of 8 bytes, so that a C program can cast it. `sequence` numbers
 messages, not packets (MoldUDP64's idea): a packet without messages is a heartbeat and states the next one.
@@ -18,6 +19,9 @@ wants all but the last of them equally long. What is free at the end of a packet
 
     | full packet | full packet | packet being filled ...  |
     0                           start         used         limit
+
+The snapshot loop (LoopEncoder) is packets of the same make on a port of their own, outside the sequence: their `sequence`
+says which message of the channel comes next after what they tell.
 
 Not here: sockets, and clocks (the caller gives `clock_ns`).
 """
@@ -35,25 +39,31 @@ MAGIC = 0x31524446            # "FDR1" as bytes on the wire
 VERSION = 1
 
 PACKET = Struct("<IBBHQQqHHI")
+LOOP = Struct("<I")
 PACKET_REST = Struct("<QqHH")                     # of a header, what differs from packet to packet: sequence to bytes
-FLAGS_AT, REST_AT = 5, 16
+FLAGS_AT, REST_AT, LOOP_AT = 5, 16, 36
+TRAILER_BYTES = 16
 MESSAGE = Struct("<HHIQqqBBHI")
-DEFINITION_BODY = Struct(f"<bbHIqq{VENUE_BYTES}s{SYMBOL_BYTES}s{SYMBOL_BYTES}s")
+DEFINITION_BODY = Struct(f"<bbHB3xqq{VENUE_BYTES}s{SYMBOL_BYTES}s{SYMBOL_BYTES}s")
 STATUS_BODY = Struct(f"<HBBI{VENUE_BYTES}s32s")
 ORDER_BOOK_ITEM = Struct("<qq")
 TRADE_ITEM = Struct("<QqqB7x")
 BBO_BODY = Struct("<qqqq")
+ROUND_BODY = Struct("<IIQ")
 TRADE_MESSAGE = Struct("<HHIQqqBBHIQqqB7x")       # header and body in one store
 BBO_MESSAGE = Struct("<HHIQqqBBHIqqqq")
 assert PACKET.size == MESSAGE.size == 40 and DEFINITION_BODY.size == 112 and STATUS_BODY.size == 64
 assert ORDER_BOOK_ITEM.size == 16 and TRADE_ITEM.size == BBO_BODY.size == 32
 assert TRADE_MESSAGE.size == BBO_MESSAGE.size == 72
 
-DEFINITION, SNAPSHOT, INCREMENT, TRADE, BBO, STATUS, PADDING = 1, 2, 3, 4, 5, 6, 7
-TYPE_NAMES = {1: "definition", 2: "snapshot", 3: "increment", 4: "trade", 5: "bbo", 6: "status", 7: "padding"}
+DEFINITION, SNAPSHOT, INCREMENT, TRADE, BBO, STATUS, PADDING, ROUND = 1, 2, 3, 4, 5, 6, 7, 8
+TYPE_NAMES = {1: "definition", 2: "snapshot", 3: "increment", 4: "trade", 5: "bbo", 6: "status", 7: "padding",
+              8: "round"}
 
 LAST, FIRST, REFRESH = 1, 2, 4   # message flags: ends an event; begins a snapshot; repeats for late joiners
-HEARTBEAT, END = 1, 2         # packet flags: nothing but the next sequence; the session is over
+# Packet flags: nothing but the next sequence; the session is over; of the snapshot loop; sent again on request; trailer.
+HEARTBEAT, END, SNAPSHOTS, RETRANSMITTED, SIGNED = 1, 2, 4, 8, 16
+SHARED_BOOK, SHARED_TRADE, SHARED_BBO = 1, 2, 4    # in a definition: that venue_sequence is the same on every connection
 
 ALL_INSTRUMENTS = 0xFFFFFFFF  # instrument id of a status that concerns a whole venue
 MAX_PACKET_BYTES = 65_507     # IPv4 has no room for more; the sizes in headers are 16 bits too
@@ -61,13 +71,15 @@ DEFAULT_PACKET_BYTES = 1472   # Ethernet's 1,500 less IPv4 and UDP headers
 BODY_OFFSET = MESSAGE.size
 SHARING = 4                   # packets that have to share a wait to make it worth while, see Encoder.full
 
-Packet = namedtuple("Packet", "channel flags session sequence send_ns message_count messages")
-Definition = namedtuple("Definition", "instrument_id venue symbol name price_exponent quantity_exponent depth tick lot")
+Packet = namedtuple("Packet", "channel flags session sequence send_ns message_count messages loop", defaults=(0,))
+Definition = namedtuple("Definition", "instrument_id venue symbol name price_exponent quantity_exponent depth tick lot"
+                        " shared", defaults=(0,))
 Book = namedtuple("Book", "type instrument_id venue_sequence event_ns recv_ns flags state epoch bids asks")
 Trade = namedtuple("Trade", "instrument_id venue_sequence event_ns recv_ns state epoch item")
 Bbo = namedtuple("Bbo", "instrument_id venue_sequence event_ns recv_ns state epoch bid ask")
 Status = namedtuple("Status", "instrument_id venue_sequence recv_ns state epoch reason connected venue text")
 Padding = namedtuple("Padding", "instrument_id")
+Round = namedtuple("Round", "instrument_id number instrument_count")
 
 
 class OrderBookItem(namedtuple("OrderBookItem", "price quantity")):
@@ -122,10 +134,12 @@ class Encoder:
     """Fills datagrams and hands each full one to `emit(memoryview)`, valid during that call only.
 
     Args: session, ns since the epoch at start, unique per run; channel 0..65535; clock_ns() for send_ns.
-    After gather() a call of `emit` may bring several, one behind the other.
+    After gather() a call of `emit` may bring several, one behind the other. seal (seal.py) signs each packet.
     """
 
-    def __init__(self, session, channel, emit, clock_ns, packet_bytes=DEFAULT_PACKET_BYTES):
+    flags = 0                         # of every packet
+
+    def __init__(self, session, channel, emit, clock_ns, packet_bytes=DEFAULT_PACKET_BYTES, seal=None):
         if not 256 <= packet_bytes <= MAX_PACKET_BYTES:
             raise FeederError(f"packet_bytes is {packet_bytes}, must be 256 to {MAX_PACKET_BYTES}")
         self.session = session
@@ -133,6 +147,11 @@ class Encoder:
         self.emit = emit
         self.clock_ns = clock_ns
         self.packet_bytes = largest(packet_bytes)
+        self.sign = seal.sign if seal is not None else None
+        self.trailer = TRAILER_BYTES if seal is not None else 0
+        self.most = self.packet_bytes - self.trailer      # bytes of header and messages
+        if seal is not None:
+            self.flags |= SIGNED
         self.start = 0                # of the packet being filled; before it lie full ones
         self.count = 0                # of its messages
         self.sequence = 1             # of the first of them
@@ -152,19 +171,24 @@ class Encoder:
         self.buffer = bytearray(burst * self.packet_bytes)
         self.view = memoryview(self.buffer)
         for start in range(0, len(self.buffer), self.packet_bytes):
-            PACKET.pack_into(self.buffer, start, MAGIC, VERSION, 0, self.channel, self.session, 0, 0, 0, 0, 0)
+            PACKET.pack_into(self.buffer, start, MAGIC, VERSION, self.flags, self.channel, self.session, 0, 0, 0, 0, 0)
         self.used = PACKET.size
-        self.room = self.limit = self.packet_bytes
+        self.room = self.limit = self.most
 
     def flush(self, flags=0):
         """Send what is buffered; nothing to do when there is no message and no flag."""
         count = self.count
         start, used = self.start, self.used
         if count or flags:
-            PACKET_REST.pack_into(self.buffer, start + REST_AT, self.sequence, self.clock_ns(), count, used - start)
+            PACKET_REST.pack_into(self.buffer, start + REST_AT, self.sequence, self.clock_ns(), count,
+                                  used - start + self.trailer)
             self.sequence += count
             self.count = 0
             self.packets += 1
+            if flags:
+                self.buffer[start + FLAGS_AT] = self.flags | flags
+            if self.sign is not None:
+                used = self.close(start, used)
         elif start:
             used = start              # full ones wait, and the message that came next was refused
         else:
@@ -173,11 +197,15 @@ class Encoder:
             self.start = 0
             self.limit = self.room
         self.used = PACKET.size
-        if flags:
-            self.buffer[start + FLAGS_AT] = flags
         self.emit(self.view[:used])
         if flags:
-            self.buffer[start + FLAGS_AT] = 0
+            self.buffer[start + FLAGS_AT] = self.flags
+
+    def close(self, start, used):
+        """Write the trailer; return where the packet ends."""
+        stop = used + TRAILER_BYTES
+        self.view[used:stop] = self.sign(self.view[start:used])
+        return stop
 
     def full(self, may_pad=True):
         """End the packet, since the next message goes into another one: it leaves, or waits for those that follow it.
@@ -187,15 +215,15 @@ class Encoder:
         """
         if self.burst == 1:
             return self.flush()
-        start, stop = self.start, self.start + self.packet_bytes
+        start, stop = self.start, self.start + self.most
         free = stop - self.used
         now_ns = self.clock_ns()
         is_fast = (now_ns - self.full_ns) * SHARING <= self.hold_ns
         self.full_ns = now_ns
-        self.room = self.packet_bytes - MESSAGE.size if is_fast else self.packet_bytes    # what is left takes a PADDING
+        self.room = self.most - MESSAGE.size if is_fast else self.most    # what is left takes a PADDING
         if not start:
             self.held_ns = now_ns
-        if (not is_fast or stop == len(self.buffer) or now_ns - self.held_ns > self.hold_ns
+        if (not is_fast or start + self.packet_bytes == len(self.buffer) or now_ns - self.held_ns > self.hold_ns
                 or free and (free < MESSAGE.size or not may_pad)):
             self.flush()              # with those that waited: the last one may be shorter
             self.limit = self.room
@@ -208,13 +236,15 @@ class Encoder:
         self.sequence += self.count
         self.count = 0
         self.packets += 1
+        if self.sign is not None:
+            stop = self.close(start, stop)
         self.start = stop
         self.used = stop + PACKET.size
         self.limit = stop + self.room
 
     def beyond(self, size):
         """Return the offset of a message that reaches beyond `limit`: here if it fills the packet, else in the next."""
-        if self.count and self.used + size != self.start + self.packet_bytes:
+        if self.count and self.used + size != self.start + self.most:
             self.full()
         return self.used
 
@@ -260,7 +290,7 @@ class Encoder:
         size = 40 + 8 * numbers
         at = self.used
         if at + size > self.limit:
-            if PACKET.size + size > self.packet_bytes:
+            if PACKET.size + size > self.most:
                 return self.split_levels(kind, instrument_id, state, epoch, sequence, event_ns, recv_ns,
                                          bids, asks, more_flags)
             at = self.beyond(size)
@@ -272,7 +302,7 @@ class Encoder:
 
     def split_levels(self, kind, instrument_id, state, epoch, sequence, event_ns, recv_ns, bids, asks, more_flags):
         """Write as many levels as a packet holds, and so on: bids, then asks, which may share a part."""
-        most = (self.packet_bytes - PACKET.size - MESSAGE.size) // 16 * 2
+        most = (self.most - PACKET.size - MESSAGE.size) // 16 * 2
         numbers = len(bids) + len(asks)
         for first in range(0, numbers, most):
             flags = more_flags | (LAST if first + most >= numbers else 0)
@@ -294,8 +324,8 @@ class Encoder:
         at = self.claim(size)
         MESSAGE.pack_into(self.buffer, at, DEFINITION, size, instrument.instrument_id, 0, 0, 0, LAST, 0, 0, 0)
         DEFINITION_BODY.pack_into(
-            self.buffer, at + BODY_OFFSET, instrument.price_exponent, instrument.quantity_exponent, instrument.depth, 0,
-            tick, lot, field(instrument.venue, VENUE_BYTES), field(instrument.symbol, SYMBOL_BYTES),
+            self.buffer, at + BODY_OFFSET, instrument.price_exponent, instrument.quantity_exponent, instrument.depth,
+            instrument.shared, tick, lot, field(instrument.venue, VENUE_BYTES), field(instrument.symbol, SYMBOL_BYTES),
             field(instrument.name, SYMBOL_BYTES))
         self.commit(size)
 
@@ -305,6 +335,30 @@ class Encoder:
         MESSAGE.pack_into(self.buffer, at, STATUS, size, instrument_id, sequence, 0, recv_ns, LAST, state, 0, epoch)
         STATUS_BODY.pack_into(self.buffer, at + BODY_OFFSET, reason, connected, 0, 0,
                               field(venue, VENUE_BYTES), field(text, 32))
+        self.commit(size)
+
+
+class LoopEncoder(Encoder):
+    """Packets of the snapshot loop: `position()` is the sequence of the channel's next message, `number` counts them."""
+
+    flags = SNAPSHOTS
+
+    def __init__(self, session, channel, emit, clock_ns, packet_bytes, seal, position):
+        super().__init__(session, channel, emit, clock_ns, packet_bytes, seal)
+        self.position = position
+
+    def flush(self, flags=0):
+        if self.count:
+            self.sequence = self.position()
+            LOOP.pack_into(self.buffer, LOOP_AT, self.packets + 1 & 0xFFFFFFFF)
+            super().flush()
+
+    def round(self, number, instrument_count):
+        """Say that a round begins, and over how many instruments it goes."""
+        size = MESSAGE.size + ROUND_BODY.size
+        at = self.claim(size)
+        MESSAGE.pack_into(self.buffer, at, ROUND, size, ALL_INSTRUMENTS, 0, 0, 0, LAST, 0, 0, 0)
+        ROUND_BODY.pack_into(self.buffer, at + BODY_OFFSET, number & 0xFFFFFFFF, instrument_count, 0)
         self.commit(size)
 
 
@@ -324,20 +378,26 @@ def unfield(data):
 
 
 def decode(datagram):
-    """Return the Packet in a datagram (any buffer); `messages` is a list, unknown types are left out.
+    """Return the Packet in a datagram (any buffer); `messages` is a list, unknown types are left out, a trailer is not read.
 
     Raises PacketError: not ours, another version, sizes that do not add up, states or sides that do not exist.
     """
     size = len(datagram)
     if size < PACKET.size:
         raise PacketError(f"datagram of {size} bytes, a packet header has {PACKET.size}")
-    magic, version, flags, channel, session, sequence, send_ns, count, packet_bytes, _ = PACKET.unpack_from(datagram)
+    magic, version, flags, channel, session, sequence, send_ns, count, packet_bytes, loop = PACKET.unpack_from(datagram)
     if magic != MAGIC:
         raise PacketError(f"magic is {magic:#010x}, expected {MAGIC:#010x}")
     if version != VERSION:
         raise PacketError(f"packet version {version}, this reads version {VERSION}")
     if packet_bytes != size:
         raise PacketError(f"datagram of {size} bytes states {packet_bytes}")
+    if flags & SIGNED:
+        size -= TRAILER_BYTES
+        if size < PACKET.size:
+            raise PacketError(f"signed packet of {packet_bytes} bytes has no room for its trailer")
+    if flags & SNAPSHOTS and (flags & (HEARTBEAT | END) or not count):
+        raise PacketError(f"packet of the snapshot loop with {count} messages and flags {flags:#04x}")
     messages = []
     at = PACKET.size
     try:
@@ -353,7 +413,7 @@ def decode(datagram):
         raise PacketError(f"message at offset {at} of a packet of {size} bytes: {error}") from None
     if at != size:
         raise PacketError(f"{count} messages end at offset {at} of a packet of {size} bytes")
-    return Packet(channel, flags, session, sequence, send_ns, count, messages)
+    return Packet(channel, flags, session, sequence, send_ns, count, messages, loop)
 
 
 def exact(kind, length, wanted):
@@ -400,12 +460,12 @@ def read_bbo(data, at, length):
 def read_definition(data, at, length):
     exact(DEFINITION, length, DEFINITION_BODY.size)
     instrument_id = MESSAGE.unpack_from(data, at)[2]
-    price_exponent, quantity_exponent, depth, _, tick, lot, venue, symbol, name = DEFINITION_BODY.unpack_from(
+    price_exponent, quantity_exponent, depth, shared, tick, lot, venue, symbol, name = DEFINITION_BODY.unpack_from(
         data, at + BODY_OFFSET)
     if not (-18 <= price_exponent <= 0 and -18 <= quantity_exponent <= 0):
         raise PacketError(f"definition with exponents {price_exponent}, {quantity_exponent}")
     return Definition(instrument_id, unfield(venue), unfield(symbol), unfield(name),
-                      price_exponent, quantity_exponent, depth, tick, lot)
+                      price_exponent, quantity_exponent, depth, tick, lot, shared)
 
 
 def read_status(data, at, length):
@@ -422,5 +482,11 @@ def read_padding(data, at, length):
     return Padding(MESSAGE.unpack_from(data, at)[2])
 
 
+def read_round(data, at, length):
+    exact(ROUND, length, ROUND_BODY.size)
+    number, instrument_count, _ = ROUND_BODY.unpack_from(data, at + BODY_OFFSET)
+    return Round(MESSAGE.unpack_from(data, at)[2], number, instrument_count)
+
+
 READERS = {DEFINITION: read_definition, SNAPSHOT: read_levels, INCREMENT: read_levels,
-           TRADE: read_trade, BBO: read_bbo, STATUS: read_status, PADDING: read_padding}
+           TRADE: read_trade, BBO: read_bbo, STATUS: read_status, PADDING: read_padding, ROUND: read_round}

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 WORDS, MACHINES, EDGES, WIRING, COMMANDS = range(5)
 LAYERS = {
     "feeder": WORDS, "feeder.errors": WORDS, "feeder.fixed": WORDS, "feeder.clock": WORDS, "feeder.instrument": WORDS,
-    "feeder.message": WORDS,
+    "feeder.message": WORDS, "feeder.seal": WORDS, "feeder.endpoint": WORDS,
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES,
     "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
     "feeder.packet": MACHINES,
@@ -48,7 +48,7 @@ SHARED = {("feeder.recovery", "feeder.venue.contract"),        # how a venue's i
           ("feeder.receiver", "feeder.counter")}
 
 # What words and machines may import of the standard library.
-PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "http", "ipaddress",
+PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "hmac", "http", "ipaddress",
         "itertools", "math", "operator", "re", "struct", "urllib.parse", "zlib"}
 
 # One home per power: the top of a module's name, and who may import it.

@@ -23,7 +23,7 @@ from feeder.instrument import SYMBOL_BYTES, VENUE_BYTES, Instrument
 from feeder.message import BUY, LIVE, REASONS, SELL, SIDE_NAMES, STALE, STATE_NAMES, SYNCING
 from feeder.packet import (ALL_INSTRUMENTS, BBO, DEFINITION, END, FIRST, HEARTBEAT, INCREMENT, LAST, MAX_PACKET_BYTES,
                            REFRESH, SNAPSHOT, STATUS, TRADE, TYPE_NAMES, Bbo, Book, Definition, Encoder, OrderBookItem,
-                           Padding, Status, Trade, TradeItem, decode)
+                           Padding, Round, Status, Trade, TradeItem, decode)
 
 HERE = Path(__file__).parent
 PROTOCOL = (HERE.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -89,9 +89,11 @@ class Layout:
         return values
 
 
-HEADER, MESSAGE, ITEM, TRADE_ITEM, BBO_BODY, DEFINITION_BODY, STATUS_BODY = map(
-    Layout, ("Packet header", "Message header", "OrderBookItem", "TradeItem", "Bbo", "Definition", "Status"))
-BODIES = {"trade": TRADE_ITEM, "bbo": BBO_BODY, "definition": DEFINITION_BODY, "status": STATUS_BODY}
+HEADER, MESSAGE, ITEM, TRADE_ITEM, BBO_BODY, DEFINITION_BODY, STATUS_BODY, ROUND_BODY = map(
+    Layout, ("Packet header", "Message header", "OrderBookItem", "TradeItem", "Bbo", "Definition", "Status", "Round"))
+BODIES = {"trade": TRADE_ITEM, "bbo": BBO_BODY, "definition": DEFINITION_BODY, "status": STATUS_BODY,
+          "round": ROUND_BODY}
+IN_THE_LOOP, SIGNED = 4, 16
 TYPES = {int(row[0]): row[1] for row in TABLES["Message types"]}
 STATES = {int(row[0]) for row in TABLES["States and reasons"]}
 
@@ -103,13 +105,16 @@ def model(data):
     header = HEADER.read(data, 0)
     if header["magic"] != 0x31524446 or header["version"] != 1 or header["packet_bytes"] != len(data):
         return None
+    flags, stop = header["flags"], len(data) - (16 if header["flags"] & SIGNED else 0)
+    if stop < HEADER.size or flags & IN_THE_LOOP and (flags & 3 or not header["message_count"]):
+        return None
     at, messages = HEADER.size, []
     for _ in range(header["message_count"]):
-        if at + MESSAGE.size > len(data):
+        if at + MESSAGE.size > stop:
             return None
         message = MESSAGE.read(data, at)
         size = message["message_bytes"]
-        if size < MESSAGE.size or size % 8 or at + size > len(data):
+        if size < MESSAGE.size or size % 8 or at + size > stop:
             return None
         kind = TYPES.get(message["type"])
         body_at, body_size = at + MESSAGE.size, size - MESSAGE.size
@@ -135,11 +140,11 @@ def model(data):
             if kind == "definition" and not all(-18 <= message[name] <= 0 for name in
                                                 ("price_exponent", "quantity_exponent")):
                 return None
-        is_stateless = kind == "definition" or kind == "status" and message["instrument_id"] == 0xFFFFFFFF
+        is_stateless = kind in ("definition", "round") or kind == "status" and message["instrument_id"] == 0xFFFFFFFF
         if message["state"] not in STATES and not is_stateless:
             return None
         messages.append(message)
-    return (header, messages) if at == len(data) else None
+    return (header, messages) if at == stop else None
 
 
 def flat(levels):
@@ -160,7 +165,9 @@ def in_our_words(message):
                    OrderBookItem(message["ask_price"], message["ask_quantity"]))
     if kind == "definition":
         return Definition(common[0], *[message[name] for name in (
-            "venue", "symbol", "name", "price_exponent", "quantity_exponent", "depth", "tick", "lot")])
+            "venue", "symbol", "name", "price_exponent", "quantity_exponent", "depth", "tick", "lot", "shared")])
+    if kind == "round":
+        return Round(common[0], message["number"], message["instrument_count"])
     if kind == "padding":
         return Padding(common[0])
     return Status(common[0], common[1], common[3], *state,
@@ -177,8 +184,8 @@ def agree(data):
         return None
     assert expected is not None, f"decoded, but the page calls it malformed: {bytes(data).hex()}"
     header, messages = expected
-    assert found[:6] == tuple(header[name] for name in (
-        "channel", "flags", "session", "sequence", "send_ns", "message_count"))
+    assert found[:6] + found[7:] == tuple(header[name] for name in (
+        "channel", "flags", "session", "sequence", "send_ns", "message_count", "loop"))
     assert found.messages == [in_our_words(message) for message in messages]
     return found
 
@@ -187,7 +194,7 @@ def test_layouts_are_those_of_the_page():
     for layout, ours, size in ((HEADER, packet.PACKET, 40), (MESSAGE, packet.MESSAGE, 40),
                                (ITEM, packet.ORDER_BOOK_ITEM, 16), (TRADE_ITEM, packet.TRADE_ITEM, 32),
                                (BBO_BODY, packet.BBO_BODY, 32), (DEFINITION_BODY, packet.DEFINITION_BODY, 112),
-                               (STATUS_BODY, packet.STATUS_BODY, 64)):
+                               (STATUS_BODY, packet.STATUS_BODY, 64), (ROUND_BODY, packet.ROUND_BODY, 16)):
         assert layout.size == ours.size == struct.calcsize(layout.format()) == size
     assert packet.TRADE_MESSAGE.size == MESSAGE.size + TRADE_ITEM.size
     assert packet.BBO_MESSAGE.size == MESSAGE.size + BBO_BODY.size
@@ -208,14 +215,14 @@ def test_codes_are_those_of_the_page():
     assert numbers(TABLES["States and reasons", "state"]) == STATE_NAMES
     assert numbers(TABLES["States and reasons", "reason"]) == dict(enumerate(REASONS))
     assert numbers(TABLES["TradeItem", "side"]) == SIDE_NAMES
-    for heading, ours in (("Packet flags", ("HEARTBEAT", "END")), ("Message flags", ("LAST", "FIRST", "REFRESH"))):
+    for heading, ours in (("Packet flags", ("HEARTBEAT", "END", "SNAPSHOTS", "RETRANSMITTED", "SIGNED")), ("Message flags", ("LAST", "FIRST", "REFRESH"))):
         assert numbers(TABLES[heading]) == {getattr(packet, name): name for name in ours}
     assert f"0x{packet.MAGIC:08X}" in TABLES["Packet header"][0][4] and packet.MAGIC.to_bytes(4, "little") == b"FDR1"
     assert packet.VERSION == 1 and f"0x{ALL_INSTRUMENTS:X}" in PROTOCOL
 
 
 def test_limits_are_those_of_the_page():
-    smallest, default, largest, levels, channels, deep, silence_s = [int(row[1]) for row in TABLES["Limits"]]
+    smallest, default, largest, levels, channels, _, deep, silence_s = [int(row[1]) for row in TABLES["Limits"]]
     assert (default, largest, channels) == (packet.DEFAULT_PACKET_BYTES, MAX_PACKET_BYTES, 2**16)
     assert deep == book.MAX_LEVELS and silence_s * 10**9 == receiver.SILENCE_NS and levels == (1472 - 80) // 16
     for size in (smallest, largest):
@@ -596,7 +603,7 @@ def test_every_truncation_is_malformed():
 
 def test_what_a_later_version_1_may_send_is_taken():
     unknown = (77, 0xFF, 200, 9, b"?" * 48)
-    found = agree(built(unknown, GOOD_TRADE, unknown, flags=0xFC, reserved=0xFFFFFFFF))
+    found = agree(built(unknown, GOOD_TRADE, unknown, flags=0xE8, reserved=0xFFFFFFFF))
     assert found.message_count == 3 and [type(message) for message in found.messages] == [Trade]
     status = packet.STATUS_BODY.pack(999, 1, 255, 2**32 - 1, b"", b"\xff\xfe")
     assert agree(built((STATUS, 0xFF, LIVE, 9, status))).messages[0].reason == 999
