@@ -23,7 +23,7 @@ LAYERS = {
     "feeder.message": WORDS, "feeder.seal": WORDS, "feeder.endpoint": WORDS,
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES,
     "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
-    "feeder.packet": MACHINES,
+    "feeder.packet": MACHINES, "feeder.pcap": MACHINES,
     "feeder.counter": MACHINES, "feeder.receiver": MACHINES,
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
     "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES,
