@@ -1,4 +1,4 @@
-"""Captures: what is written reads back and is right to the byte; other programs' files are read; what is broken is told."""
+"""Captures: what is written reads back and is right to the byte; other programs' files are read, broken ones told."""
 
 import io
 import ipaddress
@@ -217,8 +217,9 @@ def test_tshark_finds_nothing_wrong(tmp_path):
                                             for size in (0, 1, 255)
                                             for source, destination in ((SOURCE, GROUP), (SOURCE6, GROUP6))))
     done = subprocess.run(["tshark", "-n", "-r", str(path), "-o", "ip.check_checksum:TRUE",
-                           "-o", "udp.check_checksum:TRUE", "-T", "fields", "-e", "frame.time_epoch", "-e", "ip.checksum.status", "-e",
-                           "udp.checksum.status", "-e", "udp.dstport", "-e", "udp.length"],
+                           "-o", "udp.check_checksum:TRUE", "-T", "fields", "-e", "frame.time_epoch",
+                           "-e", "ip.checksum.status", "-e", "udp.checksum.status", "-e", "udp.dstport",
+                           "-e", "udp.length"],
                           stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=True)
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert rows == [["1700000000.123456789", status, "1", "30001", str(size + 8)]
