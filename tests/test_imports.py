@@ -21,15 +21,17 @@ WORDS, MACHINES, EDGES, WIRING, COMMANDS = range(5)
 LAYERS = {
     "feeder": WORDS, "feeder.errors": WORDS, "feeder.fixed": WORDS, "feeder.clock": WORDS, "feeder.instrument": WORDS,
     "feeder.message": WORDS, "feeder.seal": WORDS, "feeder.endpoint": WORDS,
+    "feeder.events": WORDS,
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES,
     "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
     "feeder.packet": MACHINES, "feeder.pcap": MACHINES,
     "feeder.counter": MACHINES, "feeder.receiver": MACHINES,
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
-    "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES,
+    "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES, "feeder.keyfile": EDGES,
     "feeder.config": WIRING, "feeder.schema": WIRING, "feeder.publish": WIRING, "feeder.pipeline": WIRING,
     "feeder.ingest": WIRING, "feeder.line": WIRING,
     "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
+    "feeder.inlet": WIRING, "feeder.listener": WIRING,
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
     "feeder.twin.dialect": MACHINES, "feeder.twin.binance": MACHINES, "feeder.twin.bybit": MACHINES,
@@ -49,7 +51,7 @@ SHARED = {("feeder.recovery", "feeder.venue.contract"),        # how a venue's i
 
 # What words and machines may import of the standard library.
 PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "hmac", "http", "ipaddress",
-        "itertools", "math", "operator", "re", "struct", "urllib.parse", "zlib"}
+        "itertools", "math", "operator", "re", "struct", "typing", "urllib.parse", "zlib"}
 
 # One home per power: the top of a module's name, and who may import it.
 HOMES = {
@@ -59,7 +61,7 @@ HOMES = {
     "http.client": {"feeder.net", "feeder.twin"},
     "time": {"feeder.clock"}, "datetime": {"feeder.log"},
     "random": {"feeder.twin", "feeder.ingest"},                                    # ingest: jitter of reconnects
-    "os": {"feeder.host", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",
+    "os": {"feeder.host", "feeder.keyfile", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",
            "feeder.config", "feeder.line", "feeder.listings", "feeder.listen", "feeder.replay", "feeder.run", "feeder.twin",
            "feeder.supervise", "feeder.worker", "feeder.pipe", "feeder.bench", "feeder.doctor", "feeder.cli",
            "feeder.websocket.connection"},
