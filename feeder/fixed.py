@@ -82,7 +82,7 @@ def decimals_of(text):
     return max(places, 0) if value else 0
 
 
-def to_text(value, decimals):
+def to_text(value: int, decimals: int) -> str:
     """Return the shortest exact decimal text: 6183760 at 2 decimals is "61837.6". Inverse of parse."""
     sign = "-" if value < 0 else ""
     digits = str(abs(value)).rjust(decimals + 1, "0")
