@@ -13,6 +13,7 @@ import logging
 import random
 from collections import deque
 from functools import partial
+from itertools import product
 from urllib.parse import urlsplit
 
 from feeder import clock, listings
@@ -74,7 +75,8 @@ class SnapshotQueue:
             self.put(instrument)
 
     def put(self, instrument):
-        self.waiting.append(instrument)
+        if instrument not in self.waiting:        # one book will do for two lines
+            self.waiting.append(instrument)
         self.serve()
 
     def serve(self):
@@ -88,6 +90,9 @@ class SnapshotQueue:
             self.level = min(self.capacity, self.level + (now_ns - self.filled_ns) * self.refill)
             self.filled_ns = now_ns
             instrument = self.waiting[0]
+            if not any(recovery.link(instrument).waiting for recovery in self.feed.recoveries):
+                self.waiting.popleft()            # the answer to another order served it
+                continue
             request = self.feed.venue.snapshot_request(instrument, self.feed.config.snapshot_limit)
             weight = min(request.weight, self.capacity)       # a budget below one request still serves, slowly
             wait_ns = max(self.pause_until_ns - now_ns,
@@ -106,6 +111,7 @@ class SnapshotQueue:
         feed = self.feed
         self.running -= 1
         if answer.error is None and answer.status == 200:
+            feed.recovery.line = None
             error = feed.pipeline.decode_snapshot(feed.venue, instrument, answer.body, answer.recv_ns)
             feed.flush()
         else:
@@ -116,9 +122,10 @@ class SnapshotQueue:
             self.failed += 1
             feed.last_error = f"snapshot of {instrument.symbol}: {error}"
             feed.limited.warning(("snapshot", instrument.symbol), "%s: %s", feed.name, feed.last_error)
-            link = feed.recovery.link(instrument)
-            if link.flowing and not link.waiting:     # else the next increment orders, after a reconnect
-                feed.recovery.order(instrument, link)
+            for recovery in feed.recoveries:
+                link = recovery.link(instrument)
+                if link.flowing and not link.waiting:     # else the next increment orders, after a reconnect
+                    recovery.order(instrument, link)
         self.serve()
 
     def obey(self, answer):
@@ -163,9 +170,9 @@ class ResubscribeQueue:
         if feed.closing:
             return
         by_line = {}
-        for instrument in self.waiting.values():
-            link = feed.recovery.link(instrument)
-            line = next((line for line in feed.lines if instrument in line.books), None)
+        for instrument, leg in product(self.waiting.values(), range(len(feed.recoveries))):
+            link = feed.recoveries[leg].link(instrument)
+            line = next((line for line in feed.lines if line.leg == leg and instrument in line.books), None)
             if link.state == LIVE or not link.waiting:
                 continue
             if line is None or not line.connected or line.is_new(instrument):
@@ -185,8 +192,9 @@ class ResubscribeQueue:
         feed = self.feed
         if feed.closing or not line.connected or line.connects != count:
             return
+        recovery = line.recovery
         for instrument in instruments:
-            link = feed.recovery.link(instrument)
+            link = recovery.link(instrument)
             if link.state == LIVE or not link.waiting:
                 continue
             self.failed += 1
@@ -195,8 +203,8 @@ class ResubscribeQueue:
             if link.attempts >= RESUBSCRIBE_TRIES:
                 line.lose(VenueError(f"{feed.last_error}, {link.attempts} times"))
                 return
-            feed.recovery.snapshot_failed(instrument)
-            feed.recovery.order(instrument, link)
+            recovery.snapshot_failed(instrument)
+            recovery.order(instrument, link)
 
     def obey(self, answer):
         """REST has nothing to do with it."""
@@ -251,8 +259,9 @@ class Feed:
         self.request_id = 1
         self.unknown_symbols = []
         self.silent = {}              # symbol -> instrument that let its deadline pass
-        self.venue = pipeline.venue(config.name)
+        self.venue = pipeline.venue(config.name, lines=getattr(config, "lines", 1))
         self.recovery = pipeline.recoveries[config.name]
+        self.recoveries = [self.recovery] if getattr(config, "lines", 1) == 1 else self.recovery.recoveries     # one a leg
         self.instruments = [pipeline.define(self.venue, symbol, name=names.get((config.name, symbol)),
                                             depth=config.published_depth) for symbol in config.symbols]
         depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, 1 << 30,
@@ -265,9 +274,10 @@ class Feed:
         self.fetcher = Fetcher(loop, SNAPSHOTS_AT_ONCE, tls=self.tls,
                                proxy=proxy_for(config.rest_url, config.proxy or None))
         self.snapshots = SnapshotQueue(self) if self.venue.book == REST else ResubscribeQueue(self)
-        self.lines = [LineConnection(self, number, line) for number, line in enumerate(self.venue.lines(
-            config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection,
-            config.snapshot_limit))]
+        self.lines = [LineConnection(self, number, line, leg) for leg in range(len(self.recoveries))
+                      for number, line in enumerate(self.venue.lines(
+                          config.symbols, config.channels, config.depth_interval_ms, config.streams_per_connection,
+                          config.snapshot_limit))]
 
     def start(self):
         if self.config.instruments_file:
@@ -302,23 +312,27 @@ class Feed:
         """Two connections will bring the same for a while."""
         self.overlaps += 1
         if self.overlaps == 1:
-            self.recovery.echoes(True)
+            self.expect_echoes(True)
+
+    def expect_echoes(self, expected):
+        for recovery in self.recoveries:
+            recovery.echoes(expected)
 
     def end_overlap(self, old, line):
         now_ns = clock.wall_ns()
-        doubtful = self.recovery.settle(old, line, line.books, now_ns)
+        doubtful = line.recovery.settle(old, line, line.books, now_ns)
         self.line_changed(line, now_ns)
 
         def judge():
             for instrument in doubtful:
-                if not self.closing and not self.recovery.lives_on(instrument, line):
-                    self.recovery.resync(instrument, "gap", clock.wall_ns())
+                if not self.closing and not line.recovery.lives_on(instrument, line):
+                    line.recovery.resync(instrument, "gap", clock.wall_ns())
             self.flush()
 
         def silence():
             self.overlaps -= 1
             if not self.overlaps and not self.closing:
-                self.recovery.echoes(False)
+                self.expect_echoes(False)
 
         if doubtful:
             self.loop.call_after(DOUBT_NS, judge)
@@ -411,12 +425,12 @@ class Feed:
     def has_data(self, instrument):
         return self.pipeline.sink.seen(instrument) or self.recovery.link(instrument).flowing
 
-    def not_fresh(self, instrument):
+    def not_fresh(self, instrument, recovery):
         """A book whose venue promises news was silent for too long."""
         self.stale_books += 1
         self.last_error = f"{instrument.symbol}: no update for {self.config.freshness_s:g} s"
         self.limited.warning(("fresh", instrument.symbol), "%s: %s", self.name, self.last_error)
-        self.recovery.resync(instrument, "silent", clock.wall_ns())
+        recovery.resync(instrument, "silent", clock.wall_ns())
         self.flush()
 
     def bad_message(self, error):
@@ -429,7 +443,9 @@ class Feed:
         self.flush()
 
     def is_connected(self):
-        return all(line.connected or line.successor is not None and line.successor.connected for line in self.lines)
+        """Every stream has a connection; with two lines one of them will do."""
+        missing = {line.number for line in self.lines} - {line.number for line in self.all_lines() if line.connected}
+        return not missing
 
     def row(self):
         """What the report tells about this venue."""
@@ -442,6 +458,9 @@ class Feed:
                 "venue_errors": self.venue_errors, "snapshots_requested": self.snapshots.requested,
                 "snapshots_failed": self.snapshots.failed, "snapshots_waiting": len(self.snapshots.waiting),
                 "unknown_symbols": self.unknown_symbols,
+                "legs": [{"leg": leg.name, "connected": sum(line.connected for line in self.lines if line.leg == number),
+                          "wins": leg.wins, "late": leg.late, "covered": leg.covered}
+                         for number, leg in enumerate(getattr(self.recovery, "legs", ()))],
                 "silent_symbols": [symbol for symbol, each in self.silent.items() if not self.has_data(each)],
                 "last_error": self.last_error,
                 "received_bytes": self.retired_bytes + sum(line.received_bytes for line in self.all_lines())}

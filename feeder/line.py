@@ -56,12 +56,14 @@ class Ask:
 
 
 class LineConnection:
-    """Args: feed; number, for its name; line (contract.Line)."""
+    """Args: feed; number, for its name; line (contract.Line); leg: which of several that carry the same (redundant.py)."""
 
-    def __init__(self, feed, number, line):
+    def __init__(self, feed, number, line, leg=0):
         self.feed = feed
         self.number = number
-        self.name = f"{feed.name}/{number}"
+        self.leg = leg
+        self.recovery = feed.recoveries[leg]
+        self.name = f"{feed.name}/{number}" + ("AB"[leg] if len(feed.recoveries) > 1 else "")
         self.line = line
         self.backoff = Backoff(random=feed.random)
         self.stream = self.handshake = self.websocket = self.session = None
@@ -147,7 +149,7 @@ class LineConnection:
         self.settled_ns = 0
         self.seen.clear()
         if self.predecessor is not None:
-            feed.recovery.join(self.predecessor, self, self.books)
+            self.recovery.join(self.predecessor, self, self.books)
         self.session = feed.venue.session()
         streams = self.line.streams
         log.info("%s: connected, subscribing %d streams", self.name, len(streams))
@@ -320,12 +322,12 @@ class LineConnection:
     def check_freshness(self, now_ns):
         limit_ns = int(self.feed.config.freshness_s * clock.SECOND)
         for instrument in self.books:
-            link = self.feed.recovery.link(instrument)
+            link = self.recovery.link(instrument)
             events, since_ns = self.seen.get(instrument.instrument_id, (-1, now_ns))
             if events != link.events or now_ns - since_ns >= limit_ns:
                 self.seen[instrument.instrument_id] = link.events, now_ns
                 if events == link.events:
-                    self.feed.not_fresh(instrument)
+                    self.feed.not_fresh(instrument, self.recovery)
 
     # -- rollover --------------------------------------------------------------------------------------------
 
@@ -338,7 +340,7 @@ class LineConnection:
         if self.successor is not None or feed.closing:
             return
         log.info("%s: to be replaced: %s", self.name, why)
-        successor = self.successor = LineConnection(feed, self.number, self.line)
+        successor = self.successor = LineConnection(feed, self.number, self.line, self.leg)
         successor.predecessor = self
         feed.begin_overlap()
         successor.start()
@@ -350,7 +352,7 @@ class LineConnection:
             return
         self.settled_ns = self.settled_ns or now_ns
         waited_ns = now_ns - self.settled_ns
-        recovery = self.feed.recovery
+        recovery = self.recovery
         if waited_ns >= PATIENCE_NS or waited_ns >= SETTLE_NS and all(
                 recovery.lives_on(instrument, self) for instrument in self.books):
             self.succeed()
@@ -459,9 +461,9 @@ class LineConnection:
             feed.disconnects += 1
             recv_ns = clock.wall_ns()
             if self.predecessor is not None and self.predecessor.connected:
-                feed.recovery.fall_back(self, self.predecessor, self.books)
+                self.recovery.fall_back(self, self.predecessor, self.books)
             else:
-                feed.recovery.disconnect(self.books, recv_ns, line=self)
+                self.recovery.disconnect(self.books, recv_ns, line=self)
             feed.line_changed(self, recv_ns)
 
     def cancel_timers(self):

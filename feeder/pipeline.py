@@ -11,6 +11,7 @@ from feeder.errors import NumberError, VenueError
 from feeder.packet import DEFAULT_PACKET_BYTES, Encoder
 from feeder.publish import Publisher
 from feeder.recovery import Recovery, StreamRecovery
+from feeder.redundant import Redundant
 from feeder.venue import VENUES
 from feeder.venue.contract import REST, Instruments
 
@@ -26,13 +27,16 @@ class Intake:
         self.want_snapshot = want_snapshot
         self.bad_messages = {}        # venue name -> how many payloads could not be read
 
-    def venue(self, name, discover=False, depth=20):
-        """Return the Venue machine of that name, made on first use."""
+    def venue(self, name, discover=False, depth=20, lines=1):
+        """Return the Venue machine of that name, made on first use; `lines`: connections that bring the same."""
         if name not in self.venues:
             kind = VENUES[name]
             machine = Recovery if kind.book == REST else StreamRecovery
-            recovery = machine(kind.follows, self.sink, lambda *order: self.order(self.venues[name], *order))
-            self.recoveries[name] = recovery
+
+            def make(sink, number=0):
+                return machine(kind.follows, sink, lambda *order: self.order(self.venues[name], *order))
+
+            recovery = self.recoveries[name] = make(self.sink) if lines == 1 else Redundant(make, self.sink)
             self.venues[name] = kind(recovery, self.instruments, discover, depth)
             self.bad_messages[name] = 0
         return self.venues[name]
@@ -40,6 +44,7 @@ class Intake:
     def define(self, venue, symbol, **more):
         """Add a configured instrument."""
         instrument = self.instruments.add(venue.name, symbol, **more)
+        instrument.shared = venue.facts.shared_bits
         venue.sink.define(instrument, 1, 1)
         return instrument
 

@@ -86,6 +86,11 @@ class Recovery:
         return link
 
     def define(self, instrument, price_scale, quantity_scale):
+        self.scale(instrument, price_scale, quantity_scale)
+        self.sink.define(instrument, price_scale, quantity_scale)
+
+    def scale(self, instrument, price_scale, quantity_scale):
+        """Bring what waits to the instrument's new decimals."""
         link = self.link(instrument)
         if price_scale != 1 or quantity_scale != 1:
             if not all(instrument.fits(levels, price_scale, quantity_scale)
@@ -97,7 +102,6 @@ class Recovery:
             if link.early is not None:
                 *ids, bids, asks = link.early
                 link.early = (*ids, scaled(bids, price_scale, quantity_scale), scaled(asks, price_scale, quantity_scale))
-        self.sink.define(instrument, price_scale, quantity_scale)
 
     def depth(self, instrument, first, last, previous, event_ns, recv_ns, bids, asks):
         link = self.links[instrument.instrument_id]

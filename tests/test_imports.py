@@ -22,7 +22,7 @@ LAYERS = {
     "feeder": WORDS, "feeder.errors": WORDS, "feeder.fixed": WORDS, "feeder.clock": WORDS, "feeder.instrument": WORDS,
     "feeder.message": WORDS, "feeder.seal": WORDS, "feeder.endpoint": WORDS,
     "feeder.events": WORDS,
-    "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES,
+    "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES, "feeder.redundant": MACHINES,
     "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
     "feeder.packet": MACHINES, "feeder.pcap": MACHINES,
     "feeder.counter": MACHINES, "feeder.receiver": MACHINES,
@@ -45,7 +45,7 @@ LAYERS = {
 NAMES = {WORDS: "words", MACHINES: "machines", EDGES: "edges", WIRING: "wiring", COMMANDS: "commands"}
 
 # Machines that another machine may import: both are vocabularies more than machines.
-SHARED = {("feeder.recovery", "feeder.venue.contract"),        # how a venue's increments link
+SHARED = {("feeder.recovery", "feeder.venue.contract"), ("feeder.redundant", "feeder.recovery"),      # how a venue's increments link
           ("feeder.receiver", "feeder.packet"),                # the listener's half of the protocol
           ("feeder.receiver", "feeder.counter")}
 

@@ -406,7 +406,8 @@ class BinanceSpot(Binance):
         {"snapshot_limit": 5000, "snapshot_weight_per_minute": 4800, "depth_interval_ms": 100},
         (100, 1000), range(1, 5001), ((100, 5), (500, 25), (1000, 50), (5000, 250)),
         command_every_ms=300, lifetime_s=86_400,                    # 5 messages a second in all, pongs included
-        notes="5 messages/s in, 1,024 streams a connection, 300 connects in 5 min, 24 h a connection")
+        notes="5 messages/s in, 1,024 streams a connection, 300 connects in 5 min, 24 h a connection",
+        shared=("depth", "trade", "bbo"))
 
     @staticmethod
     def follows(sequence, bridged, first, last, previous):
@@ -445,7 +446,8 @@ class BinanceUsdm(BinanceFutures):
         {"snapshot_limit": 1000, "snapshot_weight_per_minute": 1920, "streams_per_connection": 200, "depth_interval_ms": 100},
         (100, 250, 500), (5, 10, 20, 50, 100, 500, 1000), ((50, 2), (100, 5), (500, 10), (1000, 20)),
         command_every_ms=300, lifetime_s=86_400,
-        notes="10 messages/s in, 1,024 (formerly 200) streams a connection, 24 h a connection")
+        notes="10 messages/s in, 1,024 (formerly 200) streams a connection, 24 h a connection",
+        shared=("depth", "trade", "bbo"))
 
 
 class BinanceCoinm(BinanceFutures):

@@ -27,7 +27,8 @@ class Bithumb(Upbit):
     lot = None                                    # §8: neither ticks nor lots are told
     facts = Upbit.facts._replace(
         title="Bithumb", defaults={"snapshot_limit": 15, "streams_per_connection": 200}, snapshot_limits=range(1, 16),
-        connect_every_ms=150, notes="10 connects/s an address, beyond it none for 10 min; a book every 100 ms")
+        connect_every_ms=150, notes="10 connects/s an address, beyond it none for 10 min; a book every 100 ms",
+        shared=())                                # several trades may share an id
 
     @classmethod
     def recognises(cls, url):

@@ -79,13 +79,19 @@ class VenueFacts(namedtuple("VenueFacts", (
         "connect_every_ms",            # between two connects to a host, whatever the venue behind it
         "lifetime_s",                  # of a connection at the venue; 0: without end
         "splits",                      # True: one bad stream fails its whole request, so ask again in halves
-        "notes"),                      # limits in words, for `feeder venues`
-        defaults=((), (), (), None, 100, 0, 100, 0, False, ""))):
+        "notes",                       # limits in words, for `feeder venues`
+        "shared"),                     # channels whose ids are the same on every connection: book and quote ids grow, too
+        defaults=((), (), (), None, 100, 0, 100, 0, False, "", ("trade",)))):
     __slots__ = ()
 
     @property
     def channels(self):
         return tuple(channel for channel in CHANNELS if any(channel in route for route in self.routes))
+
+    @property
+    def shared_bits(self):
+        """`shared` as a definition tells it (docs/protocol.md)."""
+        return sum(1 << number for number, channel in enumerate(CHANNELS) if channel in self.shared)
 
     def default(self, key):
         """Return the default of a configuration key that depends on the venue."""
@@ -433,6 +439,7 @@ class Venue:
         instrument = self.instruments.find(self.name, symbol)
         if instrument is None and self.discover:
             instrument = self.instruments.add(self.name, symbol, depth=self.depth)
+            instrument.shared = self.facts.shared_bits if self.facts else 0
             self.sink.define(instrument, 1, 1)
         elif instrument is None:
             self.count("unknown symbol")

@@ -52,7 +52,7 @@ class Deribit(Venue):
         {"depth_interval_ms": 100, "streams_per_connection": 400}, depth_intervals_ms=(100, 1000),
         command_every_ms=350, connect_every_ms=250,          # §2: 3,000 credits a request, 10,000 come a second
         notes="500 channels a request, 3 requests a second, 32 connections an address; all levels every 100 ms or "
-        "about every second; raw books want a login")
+        "about every second; raw books want a login", shared=("depth", "trade"))
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)

@@ -71,7 +71,7 @@ class Okx(Venue):
         snapshot_limits=(400,), ping=Ping("ping", 20), command_every_ms=100, commands_per_hour=480,
         connect_every_ms=400,
         notes="29 books a connection, 480 requests an hour there, 3 connects a second; 400 levels every 100 ms, "
-        "best price every 10 ms; faster books want a login")
+        "best price every 10 ms; faster books want a login", shared=("depth", "trade", "bbo"))
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
