@@ -18,8 +18,12 @@ import os
 import re
 import sys
 
-from feeder import log
+from feeder import endpoint, log
+from feeder.endpoint import Endpoint
 from feeder.errors import ConfigError
+from feeder.instrument import channel_index
+from feeder.keyfile import read_key
+from feeder.packet import PACKET, MESSAGE, DEFINITION_BODY, ORDER_BOOK_ITEM, largest
 from feeder.schema import (BY_VENUE, KNOWN_VENUES, LISTS, REQUIRED, SCHEMA, SUPPORTED_VENUES, accepts, defaults,
                            expected, names_below)
 from feeder.venue import EMBEDDED, VENUES
@@ -133,7 +137,7 @@ def load(path, venues=None, limited=False):
         ending = ".limited.json" if limited else ".json"
         found = [reader.venue(os.path.join(path, name + ending), name) for name in chosen]
         mapping = reader.mapping(os.path.join(path, "symbol_mapping.json"))
-        hft = reader.document("hft", os.path.join(path, "hft_config.json"))
+        hft = reader.hft(os.path.join(path, "hft_config.json"))
         return reader.assemble(found, hft, mapping, path + (" (limited)" if limited else ""))
     values = reader.venue(path)
     if "venue" in values:
@@ -302,6 +306,31 @@ class _Reader:
                 self.problem("ca_file", _show(values["ca_file"]), "a file that exists")
         return values
 
+    def hft(self, path):
+        """hft_config.json, judged also by how its keys for the output go together."""
+        values = self.document("hft", path)
+        channel, more = values.get("output.channel", 0), values.get("output.more_channels", ())
+        if channel + len(more) >= 65_536:
+            self.problem("output.more_channels", f"{len(more)} more after channel {channel}", "numbers below 65536")
+        sent = {Endpoint(values.get("output.group"), values.get("output.port"), None): "output.port"}
+        for key in ("output.more_channels", "output.fan_out"):
+            for index, text in enumerate(values.get(key, ())):
+                where, place = endpoint.parse(text), f"{key}[{index}]"
+                if where in sent:
+                    self.problem(place, _show(text), f"another one than {sent[where]}", json.dumps(text))
+                sent.setdefault(where, place)
+        for where, place in sent.items():
+            if where.port and where.port == values.get("output.snapshot_port"):
+                self.problem("output.snapshot_port", where.port, f"another port than {place} has")
+        if values.get("output.key_file"):
+            values["output.key_file"] = os.path.join(os.path.dirname(path), values["output.key_file"])
+            try:
+                read_key(values["output.key_file"])
+            except ConfigError as error:
+                self.problem("output.key_file", str(error), "a file that only its users can read, with a key of 16 "
+                             "bytes or more")
+        return values
+
     def mapping(self, path):
         """symbol_mapping.json -> {(venue, symbol): name}. Symbols that are not configured may be mapped, too."""
         names = {}
@@ -376,6 +405,18 @@ def instrument_ids(config):
     """Return {(venue, symbol): id}, dense from 0 over all venues: the same in each process."""
     symbols = [(venue.name, symbol) for venue in config.venues for symbol in venue.symbols]
     return {key: number for number, key in enumerate(symbols)}
+
+
+def channels(output):
+    """Return the Endpoints of the channels, the first one's number being `output.channel`."""
+    first = Endpoint(output.group, output.port, output.interface)
+    return [first] + [each._replace(interface=each.interface or output.interface)
+                      for each in map(endpoint.parse, output.more_channels)]
+
+
+def fan_out(output):
+    """Return the Endpoints that get every datagram, too."""
+    return [each._replace(interface=each.interface or output.interface) for each in map(endpoint.parse, output.fan_out)]
 
 
 def shares(config, count):
@@ -493,9 +534,36 @@ def plan(config):
             "connections": sum(-(-streams // venue.streams_per_connection) for streams in routes),
             "snapshots": snapshots, "snapshot_levels": venue.snapshot_limit, "snapshot_weight": weight * snapshots,
             "snapshot_seconds": round(snapshot_seconds(weight * snapshots, venue.snapshot_weight_per_minute), 1)})
-    return {"valid": True, "source": config.source, "venues": venues, "memory_bytes": memory_bytes(config),
+    return {"valid": True, "source": config.source, "venues": venues, "channels": channel_plan(config),
+            "memory_bytes": memory_bytes(config), "store_bytes": store_bytes(config.output),
             "output": config.output.as_dict(), "log": config.log.as_dict(),
             **{name: section.as_dict() for name, section in config.hft.as_dict().items()}}
+
+
+def channel_plan(config):
+    """What each channel carries, as dicts for JSON; the round of its snapshot loop is an estimate."""
+    output = config.output
+    ends = channels(output)
+    plans = [{"channel": output.channel + index, "endpoint": str(end), "instruments": [], "round_seconds": None}
+             for index, end in enumerate(ends)]
+    packets = [0] * len(ends)
+    for venue in config.venues:
+        # Of what is published there are twice the depth after each move of the window (book.py).
+        levels = 2 * (2 * venue.published_depth or venue.snapshot_limit or WHOLE_BOOK_LEVELS)
+        size = 2 * MESSAGE.size + DEFINITION_BODY.size + levels * ORDER_BOOK_ITEM.size
+        for symbol in venue.symbols:
+            index = channel_index(venue.name, symbol, len(ends))
+            plans[index]["instruments"].append(f"{venue.name}:{symbol}")
+            packets[index] += max(1, -(-size // (largest(output.packet_bytes) - PACKET.size)))
+    if output.snapshot_port:
+        for each, count in zip(plans, packets):
+            each["round_seconds"] = round(count / output.snapshot_packets_per_second, 2)
+    return plans
+
+
+def store_bytes(output):
+    """What is kept for retransmission, over all channels."""
+    return (1 + len(output.more_channels)) * output.retransmit_datagrams * output.packet_bytes * bool(output.retransmit_port)
 
 
 INTERPRETER_BYTES = 40 * (1 << 20)     # CPython with the package imported and its ordinary buffers
@@ -504,10 +572,18 @@ LEVEL_BYTES = 200                      # a level: two ints and its share of a di
 
 
 def memory_bytes(config):
-    """Estimate of one process whose books have grown to twice their snapshots."""
+    """Estimate of one process whose books have grown to twice their snapshots; with what it keeps to send again."""
     book = sum(len(venue.symbols) * 2 * 2 * (venue.snapshot_limit or WHOLE_BOOK_LEVELS) * LEVEL_BYTES
                for venue in config.venues)
-    return INTERPRETER_BYTES + book
+    return INTERPRETER_BYTES + book + store_bytes(config.output)
+
+
+def retransmission_text(output, kept_bytes):
+    if not output["retransmit_port"]:
+        return "packets are not sent again"
+    where = Endpoint(output["retransmit_address"], output["retransmit_port"], None)
+    return (f"packets are sent again by {where} to {', '.join(output['retransmit_networks'])}: the last "
+            f"{output['retransmit_datagrams']:,} of a channel, {kept_bytes / (1 << 20):.0f} MiB in all")
 
 
 def _text(found):
@@ -527,9 +603,22 @@ def _text(found):
     output, log_file, cpu = found["output"], found["log"], found["cpu_affinity"]
     pinned = cpu["enabled"] and cpu["processor_core"] >= 0
     lines += [
-        f"output       {output['group']}:{output['port']} channel {output['channel']} from "
-        f"{output['interface'] or 'any interface'}, ttl {output['ttl']}, "
-        f"loopback {'on' if output['loopback'] else 'off'}, packets of {output['packet_bytes']} bytes",
+        f"output       packets of {output['packet_bytes']} bytes, ttl {output['ttl']}, "
+        f"loopback {'on' if output['loopback'] else 'off'}, "
+        + (f"signed with the key in {output['key_file']}" if output["key_file"] else "not signed")]
+    for each in found["channels"]:
+        address, _, interface = each["endpoint"].partition("@")
+        lines.append(f"  channel {each['channel']:<4} {address} from {interface or 'any interface'}: "
+                     f"{len(each['instruments'])} instruments")
+        if each["round_seconds"] is not None:
+            lines.append(f"    snapshots  at port {output['snapshot_port']}, {output['snapshot_packets_per_second']} packets/s, a "
+                         f"round in about {each['round_seconds']:.1f} s")
+    lines += [f"  {what:<12} {text}" for what, text in (
+        ("snapshots", "" if output["snapshot_port"] else "none: books are repeated in the channels"),
+        ("also to", ", ".join(output["fan_out"])),
+        ("missed", retransmission_text(output, found["store_bytes"])),
+        ("tap", output["tap"])) if text]
+    lines += [
         f"processor    {cpu['processor_core'] if pinned else 'not pinned'}",
         f"limits       {found['processing']['max_symbols']} symbols, ring of "
         f"{found['processing']['ring_buffer_size']} slots",

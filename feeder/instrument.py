@@ -8,6 +8,8 @@ Two scales, both powers of ten, per instrument and apart for price and quantity:
   become outside ints by one multiplication: `price * price_factor`.
 """
 
+from zlib import crc32
+
 from feeder.fixed import INT64_MAX
 
 WIRE_EXPONENT = -8           # DESIGN §3: the likely case; another one only where a value does not fit
@@ -53,3 +55,8 @@ class Instrument:
 
     def __repr__(self):
         return f"<{self.venue}:{self.symbol} #{self.instrument_id}>"
+
+
+def channel_index(venue, symbol, channel_count):
+    """Return which of the channels carries an instrument: the same in every run that has as many, and at every feeder."""
+    return crc32(f"{venue}:{symbol}".encode()) % channel_count

@@ -1,32 +1,39 @@
 """Books and packets: the last stage before the socket.
 
-In:   gapless messages (message.py) from recovery, or from a ring.   Out: datagrams through an Encoder.
+In:   gapless messages (message.py) from recovery, or from a ring.   Out: datagrams through Encoders, one a channel.
 Hot:  increment, trade, bbo; measured by `feeder bench pipeline`.
 
 Keeps one Entry an instrument: its book, state and epoch. Nothing leaves as LIVE before it is synced, and an
 event whose book comes out crossed is not published at all: the instrument goes STALE and is resynced.
 
-Publishing round: `refresh()` repeats one instrument's definition and book, so that who joins late, or lost
-something, becomes live within a round (the wiring calls it on a timer).
+An instrument is on one channel, always the same (instrument.channel_index); its id is unique over all of them.
+
+Who joins late, or lost something, becomes live within a round, in which all instruments are repeated: by a SnapshotLoop
+for each channel, or in the channels themselves, by `refresh()`. The wiring calls either on a timer.
 """
 
 from feeder.book import Book
+from feeder.clock import MILLISECOND, SECOND
 from feeder.errors import NumberError
 from feeder.fixed import parse
+from feeder.instrument import channel_index
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
-from feeder.packet import ALL_INSTRUMENTS, INCREMENT, REFRESH, SNAPSHOT
+from feeder.packet import (ALL_INSTRUMENTS, DEFINITION_BODY, INCREMENT, MESSAGE, ORDER_BOOK_ITEM, REFRESH, SNAPSHOT,
+                           STATUS_BODY)
 
 MAX_EPOCH = 2**32 - 1
+MAX_BEHIND_NS = 10 * MILLISECOND     # a snapshot loop that was kept waiting longer does not make up for it
 
 
 class Entry:
-    """One instrument as it is published."""
+    """One instrument as it is published, by an Encoder."""
 
-    __slots__ = ("instrument", "book", "state", "epoch", "reason", "sequence", "events", "trades", "bbos", "crossed",
-                 "exponents", "recv_ns")
+    __slots__ = ("instrument", "encoder", "book", "state", "epoch", "reason", "sequence", "events", "trades", "bbos",
+                 "crossed", "exponents", "recv_ns")
 
-    def __init__(self, instrument):
+    def __init__(self, instrument, encoder):
         self.instrument = instrument
+        self.encoder = encoder
         self.book = Book(instrument.depth)
         self.state = SYNCING
         self.epoch = 0
@@ -38,16 +45,25 @@ class Entry:
 
 
 class Publisher:
-    """Args: encoder; want_resync(instrument, reason, recv_ns): the one way up, to recovery."""
+    """Args: encoders: one for each channel, or a single one; want_resync(instrument, reason, recv_ns): the one way up, to
+    recovery.
+    """
 
-    def __init__(self, encoder, want_resync):
-        self.encoder = encoder
+    def __init__(self, encoders, want_resync):
+        self.encoders = list(encoders) if isinstance(encoders, (list, tuple)) else [encoders]
         self.want_resync = want_resync
-        self.entries = []
+        self.entries = []             # by instrument id
+        self.carried = [[] for _ in self.encoders]       # the entries of each channel
         self.turn = 0
-        self.flush = encoder.flush
+        if len(self.encoders) == 1:
+            self.flush = self.encoders[0].flush
         self.received_ns = 0          # stopwatch when the bytes in work arrived, 0 between; for latencies
         self.on_fault = None          # on_fault(instrument, reason, text): for the log
+
+    def flush(self):
+        """Send what is buffered."""
+        for encoder in self.encoders:
+            encoder.flush()
 
     # -- the sink --------------------------------------------------------------------------------------------
 
@@ -56,7 +72,9 @@ class Publisher:
             self.entries.append(None)
         entry = self.entries[instrument.instrument_id]
         if entry is None:
-            entry = self.entries[instrument.instrument_id] = Entry(instrument)
+            index = channel_index(instrument.venue, instrument.symbol, len(self.encoders))
+            entry = self.entries[instrument.instrument_id] = Entry(instrument, self.encoders[index])
+            self.carried[index].append(entry)
         elif not price_scale * quantity_scale:
             entry.book.snapshot([], [])
         elif price_scale != 1 or quantity_scale != 1:
@@ -73,10 +91,10 @@ class Publisher:
         first, entry.exponents = entry.exponents is None, exponents
         if not first and entry.state == LIVE:     # receivers' ints have another meaning from here on
             self.stale(instrument, "precision", entry.recv_ns)
-            self.send_definition(entry)
+            send_definition(entry, entry.encoder)
             self.live(entry, entry.sequence, 0, entry.recv_ns)
         else:
-            self.send_definition(entry)
+            send_definition(entry, entry.encoder)
 
     def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
         entry = self.entries[instrument.instrument_id]
@@ -94,7 +112,7 @@ class Publisher:
         entry.epoch = entry.epoch + 1 if entry.epoch < MAX_EPOCH else 1
         entry.sequence = sequence
         entry.recv_ns = recv_ns
-        self.send_book(entry, event_ns, 0)
+        send_book(entry, entry.encoder, event_ns, 0)
 
     def increment(self, instrument, sequence, event_ns, recv_ns, bids, asks):
         entry = self.entries[instrument.instrument_id]
@@ -114,8 +132,8 @@ class Publisher:
         if instrument.is_scaled:
             outside(instrument, bids)
             outside(instrument, asks)
-        self.encoder.levels(INCREMENT, instrument.instrument_id, LIVE, entry.epoch, sequence, event_ns, recv_ns,
-                            bids, asks)
+        entry.encoder.levels(INCREMENT, instrument.instrument_id, LIVE, entry.epoch, sequence, event_ns, recv_ns,
+                             bids, asks)
 
     def trade(self, instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         entry = self.entries[instrument.instrument_id]
@@ -123,8 +141,8 @@ class Publisher:
         if instrument.is_scaled:
             price *= instrument.price_factor
             quantity *= instrument.quantity_factor
-        self.encoder.trade(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns, trade_id,
-                           price, quantity, side)
+        entry.encoder.trade(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns, trade_id,
+                            price, quantity, side)
 
     def bbo(self, instrument, sequence, event_ns, recv_ns, bid_price, bid_quantity, ask_price, ask_quantity):
         entry = self.entries[instrument.instrument_id]
@@ -133,15 +151,15 @@ class Publisher:
             price, quantity = instrument.price_factor, instrument.quantity_factor
             bid_price, ask_price = bid_price * price, ask_price * price
             bid_quantity, ask_quantity = bid_quantity * quantity, ask_quantity * quantity
-        self.encoder.bbo(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns,
-                         bid_price, bid_quantity, ask_price, ask_quantity)
+        entry.encoder.bbo(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns,
+                          bid_price, bid_quantity, ask_price, ask_quantity)
 
     def stale(self, instrument, reason, recv_ns):
         entry = self.entries[instrument.instrument_id]
         if entry.state == LIVE:
             entry.state = STALE
             entry.reason = reason
-            self.send_status(entry, recv_ns)
+            send_status(entry, entry.encoder, recv_ns)
 
     def start_over(self, instrument, reason, recv_ns):
         """Nothing that was known is kept up to date any more: a ring's writer is gone."""
@@ -169,38 +187,105 @@ class Publisher:
 
     # -- what is sent besides the events ---------------------------------------------------------------------
 
-    def send_book(self, entry, event_ns, flags):
-        bids, asks = entry.book.published()
-        outside(entry.instrument, bids)
-        outside(entry.instrument, asks)
-        self.encoder.levels(SNAPSHOT, entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence,
-                            event_ns, entry.recv_ns, bids, asks, flags)
-
-    def send_definition(self, entry):
-        instrument = entry.instrument
-        tick, lot = (scaled_size(text, exponent) for text, exponent in (
-            (instrument.tick, instrument.price_exponent), (instrument.lot, instrument.quantity_exponent)))
-        self.encoder.definition(instrument, tick, lot)
-
-    def send_status(self, entry, recv_ns):
-        self.encoder.status(entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence, recv_ns,
-                            REASON_CODES[entry.reason], text=entry.reason)
-
     def venue_status(self, venue, connected, reason, recv_ns):
         """Tell receivers that a venue's connection came or went."""
-        self.encoder.status(ALL_INSTRUMENTS, 0, 0, 0, recv_ns, REASON_CODES[reason], int(connected), venue, reason)
+        for encoder in self.encoders:
+            encoder.status(ALL_INSTRUMENTS, 0, 0, 0, recv_ns, REASON_CODES[reason], int(connected), venue, reason)
 
     def refresh(self):
-        """Repeat the next instrument of the round: definition, then its book or, without one, its state."""
+        """Repeat the next instrument of the round in its channel."""
         if not self.entries:
             return
         self.turn = (self.turn + 1) % len(self.entries)
         entry = self.entries[self.turn]
-        self.send_definition(entry)
-        if entry.state == LIVE:
-            self.send_book(entry, 0, REFRESH)
-        else:
-            self.send_status(entry, entry.recv_ns)
+        repeat(entry, entry.encoder)
+
+
+class SnapshotLoop:
+    """The instruments of a channel, round after round, in packets outside its sequence.
+
+    Args:   entries: one of `Publisher.carried`; encoder: the LoopEncoder beside the channel's.
+
+    What a packet tells holds at one moment: all of it is written, and leaves, in one call.
+    """
+
+    def __init__(self, entries, encoder, packets_per_second):
+        self.entries = entries
+        self.encoder = encoder
+        self.interval_ns = SECOND // packets_per_second
+        self.turn = 0                 # of `entries`: who comes next
+        self.due_ns = None            # when the next packet is
+        self.rounds = 0               # that are over
+        self.round_ns = 0             # how long the last one took
+        self.began_ns = None
+
+    def run(self, now_ns):
+        """Send what is due; to be called every `interval_ns` or oftener. `now_ns`: of a steady clock."""
+        if self.due_ns is None:
+            self.due_ns = now_ns
+        self.due_ns = max(self.due_ns, now_ns - MAX_BEHIND_NS)
+        while self.entries and self.due_ns <= now_ns:
+            if not self.turn:
+                self.round_ns = now_ns - self.began_ns if self.began_ns is not None else 0
+                self.began_ns = now_ns
+            self.due_ns += self.send() * self.interval_ns
+
+    def send(self):
+        """Send as many instruments as a packet holds, or one in several packets; return how many packets."""
+        encoder, entries = self.encoder, self.entries
+        before = encoder.packets
+        if not self.turn:
+            encoder.round(self.rounds + 1, len(entries))
+        while True:
+            repeat(entries[self.turn], encoder)
+            self.turn += 1
+            if self.turn == len(entries):
+                self.turn = 0
+                self.rounds += 1
+                break
+            if encoder.packets != before or encoder.used + repeated_bytes(entries[self.turn]) > encoder.limit:
+                break
+        encoder.flush()
+        return encoder.packets - before
+
+
+# An entry's messages to an encoder: its own, or that of the snapshot loop.
+
+def send_book(entry, encoder, event_ns, flags):
+    bids, asks = entry.book.published()
+    outside(entry.instrument, bids)
+    outside(entry.instrument, asks)
+    encoder.levels(SNAPSHOT, entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence, event_ns,
+                   entry.recv_ns, bids, asks, flags)
+
+
+def send_definition(entry, encoder):
+    instrument = entry.instrument
+    tick, lot = (scaled_size(text, exponent) for text, exponent in (
+        (instrument.tick, instrument.price_exponent), (instrument.lot, instrument.quantity_exponent)))
+    encoder.definition(instrument, tick, lot)
+
+
+def send_status(entry, encoder, recv_ns):
+    encoder.status(entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence, recv_ns,
+                   REASON_CODES[entry.reason], text=entry.reason)
+
+
+def repeat(entry, encoder):
+    """Write an instrument's definition, then its book or, without one, its state."""
+    send_definition(entry, encoder)
+    if entry.state == LIVE:
+        send_book(entry, encoder, 0, REFRESH)
+    else:
+        send_status(entry, encoder, entry.recv_ns)
+
+
+def repeated_bytes(entry):
+    """Return how much `repeat` writes."""
+    book = entry.book
+    body = (ORDER_BOOK_ITEM.size * (len(book.bids.window) + len(book.asks.window)) if entry.state == LIVE
+            else STATUS_BODY.size)
+    return 2 * MESSAGE.size + DEFINITION_BODY.size + body
 
 
 def scaled_size(text, exponent):

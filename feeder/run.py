@@ -1,6 +1,6 @@
 """`feeder run`, the main job: venues in, books kept, packets out, one live status.
 
-    Input ──▶ Pipeline (decode, recover, book, encode) ──▶ Output
+    Input ──▶ Intake (decode, recover) ──▶ Publisher (book, encode) ──▶ Output
 
 Everything runs on one loop in one process where `workers` is 0; supervise.py has the other case. What is shown and
 reported is the same in both.
@@ -17,11 +17,13 @@ from feeder.host.cores import ORDERED_MACHINES, recommend, topology_of
 from feeder.host.facts import Host
 from feeder.host.measures import Measures
 from feeder.net import STRATEGIES, Loop
-from feeder.pipeline import Pipeline
+from feeder.pipeline import Intake
+from feeder.publish import Publisher
 from feeder.schema import SCHEMA, accepts, expected
 from feeder.screen import Screen, interruptible, size_text, time_text
 from feeder.stages import Input, Output, Vitals, take_measures
 from feeder.status import Status
+from feeder.venue.contract import Instruments
 
 log = logging.getLogger("feeder.run")
 
@@ -38,12 +40,11 @@ class Run:
         self.loop = Loop(idle=STRATEGIES[runtime.idle](), event_interval=runtime.event_interval)
         stack.callback(self.loop.close)
         self.output = Output(config, self.loop, stack)
-        self.pipeline = Pipeline(self.output.emit, clock.wall_ns, clock.wall_ns(), config.output.channel,
-                                 config.output.packet_bytes, config.hft.processing.max_symbols,
-                                 lambda *what: self.input.want_snapshot(*what))
-        self.output.publisher = self.pipeline.publisher
-        self.pipeline.publisher.on_fault = self.on_fault
-        self.input = Input(config, self.loop, self.pipeline, stack)
+        self.publisher = self.output.publisher = Publisher(self.output.encoders, lambda *what: self.intake.resync(*what))
+        self.publisher.on_fault = self.on_fault
+        self.intake = Intake(self.publisher, Instruments(config.hft.processing.max_symbols),
+                             lambda *what: self.input.want_snapshot(*what))
+        self.input = Input(config, self.loop, self.intake, stack)
         self.feeds = self.input.feeds
         self.status = Status(config)
         # Without measures: none taken.

@@ -8,9 +8,12 @@ Nothing in here opens a file.
 """
 
 import ipaddress
+import re
 from collections import namedtuple
 from urllib.parse import urlsplit
 
+from feeder import endpoint
+from feeder.errors import ConfigError
 from feeder.instrument import SYMBOL_BYTES
 from feeder.venue import VENUES
 
@@ -21,6 +24,7 @@ SUPPORTED_VENUES = tuple(name for name, facts in KNOWN_VENUES.items() if facts)
 REQUIRED, BY_VENUE = object(), object()           # in the place of a default
 LEVELS = ("debug", "info", "warning", "error")
 CHANNELS = ("depth", "trade", "bbo")
+TAP_NAME = re.compile("[A-Za-z0-9._-]{0,64}")
 MIB = 1 << 20
 
 Key = namedtuple("Key", "file path kind default bounds meaning")
@@ -87,15 +91,30 @@ SCHEMA = tuple(Key(*row) for row in (
     ("hft", "runtime.thread_names", "bool", True, None, "names of processes and threads for ps and top"),
     ("hft", "processing.ring_buffer_size", "power", 65_536, (2, 1 << 24), "slots of the ring between processes"),
     ("hft", "processing.max_symbols", "int", 2048, (1, 65_536), "most instruments over all venues"),
-    ("hft", "output.group", "address", "239.192.0.1", None, "IPv4 group, or one host, that packets go to"),
-    ("hft", "output.port", "int", 30_001, (1, 65_535), "UDP port"),
+    ("hft", "output.group", "address", "239.192.0.1", None, "group, or one host, that packets of the first channel go to"),
+    ("hft", "output.port", "int", 30_001, (1, 65_535), "UDP port of the first channel"),
     ("hft", "output.interface", "text", "127.0.0.1", (0, 64),
      "interface to send from, by address or name; empty: the host's choice"),
     ("hft", "output.ttl", "int", 1, (0, 255), "routers a packet may pass; 0 and 1 stay in the network"),
     ("hft", "output.loopback", "bool", True, None, "let listeners on this host receive the group, too"),
-    ("hft", "output.channel", "int", 0, (0, 65_535), "channel number written into each packet"),
+    ("hft", "output.channel", "int", 0, (0, 65_535), "number of the first channel, written into each packet"),
+    ("hft", "output.more_channels", "endpoints", [], None,
+     "where further channels go, numbered on; instruments are divided among all of them, always alike"),
+    ("hft", "output.fan_out", "endpoints", [], None,
+     "who gets every datagram, too: single hosts where there is no multicast, or a second network"),
     ("hft", "output.packet_bytes", "int", 1472, (256, 65_507), "largest datagram; 1472 fits Ethernet unfragmented"),
     ("hft", "output.send_buffer_bytes", "int", 4 * MIB, (4096, 1024 * MIB), "UDP send buffer asked of the kernel"),
+    ("hft", "output.snapshot_port", "int", 30_002, (0, 65_535),
+     "UDP port of the snapshot loop, at the addresses of the channels; 0: books are repeated in the channels instead"),
+    ("hft", "output.snapshot_packets_per_second", "int", 200, (1, 10_000), "pace of each channel's snapshot loop"),
+    ("hft", "output.retransmit_port", "int", 30_003, (0, 65_535), "UDP port that answers who missed packets; 0: none"),
+    ("hft", "output.retransmit_address", "own_address", "127.0.0.1", None, "address of this host that it answers at"),
+    ("hft", "output.retransmit_networks", "networks", ["127.0.0.0/8", "::1/128"], None, "networks that are answered"),
+    ("hft", "output.retransmit_datagrams", "int", 8192, (1, 1 << 20), "last datagrams of a channel that are kept"),
+    ("hft", "output.retransmit_packets_per_second", "int", 20_000, (1, 1_000_000), "most that is sent again, to all askers"),
+    ("hft", "output.key_file", "text", "", (0, 1024),
+     "file with the key that packets are signed with; relative to this file; empty: not signed"),
+    ("hft", "output.tap", "tap", "", None, "name of a ring in memory for listeners on this host; empty: none"),
     ("hft", "log.path", "text", "feeder.log", (0, 1024),
      "log file, relative to where feeder is started; empty: no log"),
     ("hft", "log.level", "choice", "info", LEVELS, "least severe line that is kept; FEEDER_LOG overrides it"),
@@ -127,12 +146,30 @@ def _is_url(value, schemes, login=False):
         return False
 
 
-def _is_address(value, bounds):
+def _is_address(value, bounds=None):
     try:
-        address = ipaddress.IPv4Address(value if type(value) is str else "")
+        address = ipaddress.ip_address(value if type(value) is str else "")
     except ValueError:
         return False
     return not address.is_unspecified and value != "255.255.255.255"
+
+
+def _is_own_address(value, bounds):
+    return value in ("0.0.0.0", "::") or _is_address(value) and not ipaddress.ip_address(value).is_multicast
+
+
+def _is_endpoint(value, bounds):
+    try:
+        return _is_text(value) and _is_address(endpoint.parse(value).address)
+    except ConfigError:
+        return False
+
+
+def _is_network(value, bounds):
+    try:
+        return type(value) is str and bool(ipaddress.ip_network(value))
+    except ValueError:
+        return False
 
 
 KINDS = {                      # kind: (test, words); words take the bounds by number, or all of them
@@ -148,11 +185,17 @@ KINDS = {                      # kind: (test, words); words take the bounds by n
     "url": (_is_url, "scheme://host[:port][/path] with a scheme of {all}"),
     "proxy": (lambda value, bounds: value in ("", "env") or _is_url(value, bounds, login=True),
               "http://[user:password@]host:port, env, or empty"),
-    "address": (_is_address, "an IPv4 address"),
+    "address": (_is_address, "an IPv4 or IPv6 address"),
+    "own_address": (_is_own_address, "an IPv4 or IPv6 address of a host, 0.0.0.0 or :: for all of them"),
+    "endpoint": (_is_endpoint, "ADDRESS:PORT or [IPv6]:PORT, and @INTERFACE where it is another"),
+    "network": (_is_network, "a network such as 10.1.0.0/16, its host bits 0"),
+    "tap": (lambda value, bounds: type(value) is str and bool(TAP_NAME.fullmatch(value)),
+            "up to 64 letters, digits, dots, dashes and underscores"),
     "venue": (lambda value, bounds: type(value) is str and bool(KNOWN_VENUES.get(value)),
               "a supported venue (`feeder venues` lists them)"),
 }
-LISTS = {"venues": "venue", "channels": "choice", "symbols": "name", "cores": "int"}   # kind of a list: of its items
+LISTS = {"venues": "venue", "channels": "choice", "symbols": "name", "cores": "int",   # kind of a list: of its items
+         "endpoints": "endpoint", "networks": "network"}
 
 
 def accepts(kind, value, bounds):

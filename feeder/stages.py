@@ -3,18 +3,23 @@
     workers: 0     Input ─▶ Publisher ─▶ Output                                    one loop (run.py)
     workers: N     Input ─▶ RecordWriter ─▶ ring ─▶ RecordReader ─▶ Publisher ─▶ Output     processes (worker.py)
 
-Besides the data two timers of Output send: the refresh round, which repeats one instrument's definition and book at a
-time for late joiners, and the heartbeat of an idle channel.
+    Publisher ─▶ Encoder ─▶ Channel ─▶ its group, then who gets everything, too (output.fan_out)         one each channel
+    Publisher ─▶ LoopEncoder ─▶ the same addresses at the snapshot port
+
+Besides the data two timers of Output send: the round in which all instruments are repeated for late joiners (SnapshotLoop,
+or in the channels where there is no snapshot port), and the heartbeat of an idle channel.
 
 Both tell `figures()`, as often as a status is shown, and `report()`, once at the end: JSON-ready dicts, so that it does
 not matter whether who shows them (status.py) is the same process. Those of several Inputs add up (`status.added`).
 Vitals is what each process tells of itself.
 
-Latency is from the moment bytes of a venue were received to the moment the datagram left, per datagram. Datagrams that
-are full so soon after one another that sending is a good part of the work leave together (sockets.batch_us).
+Latency is from the moment bytes of a venue were received to the moment the datagram left, per datagram; the first
+destination's. Datagrams that are full so soon after one another that sending is a good part of the work leave together
+(sockets.batch_us).
 """
 
 import logging
+from functools import partial
 
 from feeder import clock, config as configuration, report
 from feeder.counter import Histogram
@@ -23,15 +28,18 @@ from feeder.host import measures
 from feeder.host.measures import Measures
 from feeder.host.memory import resident_bytes
 from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed, Hosts
+from feeder.keyfile import read_key
 from feeder.log import Limited
 from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
 from feeder.net import PacketSender
-from feeder.packet import largest
+from feeder.packet import Encoder, LoopEncoder, largest
+from feeder.publish import SnapshotLoop
 
 log = logging.getLogger("feeder.run")
 
 HEARTBEAT_NS = clock.SECOND
 ROUND_NS = 2 * clock.SECOND                 # one refresh round, where MIN_REFRESH_NS allows
+MIN_SNAPSHOT_NS = clock.MILLISECOND         # between turns of the snapshot loops: timers know no less
 MIN_REFRESH_NS, MAX_REFRESH_NS = 5 * clock.MILLISECOND, 100 * clock.MILLISECOND
 VENUE_SEND_BYTES = 4 << 20                  # TCP send buffer; as much as it receives, though little is said
 MAX_WARM_UP_NS = 300 * clock.SECOND
@@ -127,58 +135,138 @@ class Input:
         return self.intake.recoveries[instrument.venue].link(instrument)
 
 
-class Output:
-    """The socket, what it is fed with besides the data, and what left by it. `publisher` is to be set before start()."""
+class Channel:
+    """One channel's way out: an Encoder, its socket, and the sockets of those who get every datagram, too."""
 
-    def __init__(self, config, loop, stack):
+    def __init__(self, output, number, endpoint, sender, copies):
+        self.output = output
+        self.endpoint = endpoint
+        self.sender = sender
+        self.copies = copies
+        self.sent_at_beat = 0
+        self.encoder = Encoder(output.session, number, self.emit, output.clock_ns, output.packet_bytes, output.seal)
+        self.loop = self.loop_senders = None
+
+    def emit(self, datagrams):
+        count = self.sender.send(datagrams)
+        output = self.output
+        received_ns = output.publisher.received_ns
+        if received_ns and count:
+            output.recent.add(clock.stopwatch_ns() - received_ns, count)
+        for sender in self.copies:
+            sender.send(datagrams)
+
+    def add_loop(self, entries, senders, packets_per_second):
+        """Repeat the entries at those sockets, too."""
+        output, encoder = self.output, self.encoder
+        self.loop_senders = senders
+        self.loop = SnapshotLoop(entries, LoopEncoder(
+            output.session, encoder.channel, self.emit_loop, output.clock_ns, output.packet_bytes, output.seal,
+            lambda: encoder.sequence + encoder.count), packets_per_second)
+
+    def emit_loop(self, datagram):
+        for sender in self.loop_senders:
+            sender.send(datagram)
+
+    def gather(self, hold_ns):
+        self.encoder.gather(self.sender.burst, hold_ns)
+
+    def heartbeat(self):
+        if self.sender.sent == self.sent_at_beat:
+            self.encoder.heartbeat()
+        self.sent_at_beat = self.sender.sent
+        if self.encoder.burst > self.sender.burst:               # the kernel said meanwhile that it cannot
+            self.gather(0)
+
+    def figures(self, entries):
+        sender, loop = self.sender, self.loop
+        return {"channel": self.encoder.channel, "endpoint": str(self.endpoint), "instruments": len(entries),
+                "published_messages": self.encoder.sequence - 1, **counts(sender),
+                "snapshot_packets": loop.encoder.packets if loop else 0, "rounds": loop.rounds if loop else 0,
+                "round_ns": loop.round_ns if loop else 0}
+
+
+class Output:
+    """The sockets, what they are fed with besides the data, and what left by them. `publisher`, made of `encoders`, is to
+    be set before start().
+    """
+
+    def __init__(self, config, loop, stack, clock_ns=clock.wall_ns):
         self.loop = loop
+        self.clock_ns = clock_ns
         self.publisher = None
         self.latency = Histogram()              # up to the last figures
         self.recent = Histogram()               # since then
         self.limited = Limited(log, 10)
-        output = config.output
+        self.faults = {}                        # venue -> the last fault of a book
+        output = self.config = config.output
+        self.session = clock_ns()
+        self.packet_bytes = output.packet_bytes
+        self.seal = read_key(output.key_file) if output.key_file else None
         self.hold_ns = config.hft.sockets.batch_us * clock.MICROSECOND
         options = measures.socket_options(config.hft, 0, output.send_buffer_bytes,
                                           largest(output.packet_bytes) if self.hold_ns else 0)
-        self.sender = PacketSender(output.group, output.port, ttl=output.ttl, interface=output.interface,
-                                   loopback=output.loopback, send_buffer_bytes=options.send_buffer_bytes,
-                                   options=options)
-        stack.callback(self.sender.close)
-        self.sent_at_beat = 0
-        self.faults = {}                        # venue -> the last fault of a book
+        self.senders = {}                       # Endpoint -> PacketSender; channels may share one
+        opened = partial(self.open, options, stack)
+        self.copies = list(map(opened, configuration.fan_out(output)))
+        self.channels = [Channel(self, output.channel + index, endpoint, opened(endpoint), self.copies)
+                         for index, endpoint in enumerate(configuration.channels(output))]
+        self.encoders = [channel.encoder for channel in self.channels]
+        self.loop_senders = []
+        if output.snapshot_port:
+            alone = measures.socket_options(config.hft, 0, output.send_buffer_bytes)
+            self.loop_senders = [[self.open(alone, stack, each._replace(port=output.snapshot_port))
+                                  for each in (channel.endpoint, *configuration.fan_out(output))]
+                                 for channel in self.channels]
 
-    def emit(self, datagrams):
-        count = self.sender.send(datagrams)
-        received_ns = self.publisher.received_ns
-        if received_ns and count:
-            self.recent.add(clock.stopwatch_ns() - received_ns, count)
+    def open(self, options, stack, endpoint):
+        """Return the PacketSender to an Endpoint."""
+        if endpoint not in self.senders:
+            output = self.config
+            sender = self.senders[endpoint] = PacketSender(
+                endpoint.address, endpoint.port, ttl=output.ttl, interface=endpoint.interface or "",
+                loopback=output.loopback, send_buffer_bytes=options.send_buffer_bytes, options=options)
+            stack.callback(sender.close)
+        return self.senders[endpoint]
 
     def start(self):
-        self.publisher.encoder.gather(self.sender.burst, self.hold_ns)
+        output = self.config
+        for channel in self.channels:
+            channel.gather(self.hold_ns)
+        for channel, entries, senders in zip(self.channels, self.publisher.carried, self.loop_senders):
+            channel.add_loop(entries, list(dict.fromkeys(senders)), output.snapshot_packets_per_second)
         self.heartbeat()
-        self.refresh()
+        if output.snapshot_port:
+            self.snapshots()
+        else:
+            self.refresh()
 
     # The next one is set first: a fault in one round must not end the rounds.
 
     def heartbeat(self):
         self.loop.call_after(HEARTBEAT_NS, self.heartbeat)
-        if self.sender.sent == self.sent_at_beat:
-            self.publisher.encoder.heartbeat()
-        self.sent_at_beat = self.sender.sent
-        if self.publisher.encoder.burst > self.sender.burst:     # the kernel said meanwhile that it cannot
-            self.publisher.encoder.gather(self.sender.burst, 0)
+        for channel in self.channels:
+            channel.heartbeat()
+
+    def snapshots(self):
+        interval_ns = clock.SECOND // self.config.snapshot_packets_per_second
+        self.loop.call_after(max(MIN_SNAPSHOT_NS, interval_ns), self.snapshots)
+        now_ns = clock.steady_ns()
+        for channel in self.channels:
+            channel.loop.run(now_ns)
 
     def refresh(self):
         count = max(1, len(self.publisher.entries))
         self.loop.call_after(min(MAX_REFRESH_NS, max(MIN_REFRESH_NS, ROUND_NS // count)), self.refresh)
         self.publisher.refresh()
-        self.publisher.encoder.flush()
+        self.publisher.flush()
 
     def is_syncing(self):
         return any(entry.state == SYNCING for entry in self.publisher.entries)
 
     def end(self):
-        self.publisher.encoder.end()
+        for encoder in self.encoders:
+            encoder.end()
         self.limited.flush()
 
     def fault(self, instrument, reason, text):
@@ -197,17 +285,36 @@ class Output:
         recent, self.recent = self.recent, Histogram()
         self.latency.merge(recent)
         p50, p99 = recent.percentiles((50, 99))
-        sender, encoder = self.sender, self.publisher.encoder
-        return {"session": encoder.session, "packets": sender.sent, "bytes": sender.bytes, "not_sent": sender.dropped,
-                "send_errors": sender.errors, "bursts": sender.bursts, "burst_way": sender.burst_text,
-                "send_buffer_bytes": sender.send_buffer_bytes,
-                "published_messages": encoder.sequence - 1, "states": states,
+        sender = self.channels[0].sender
+        channels = list(map(Channel.figures, self.channels, self.publisher.carried))
+        return {"session": self.session, "channels": channels,
+                **{key: sum(channel[key] for channel in channels) for key in (*COUNTS, "published_messages")},
+                "burst_way": sender.burst_text, "send_buffer_bytes": sender.send_buffer_bytes,
+                "fan_out": [{"endpoint": str(endpoint), **counts(self.senders[endpoint])}
+                            for endpoint in configuration.fan_out(self.config)],
+                "snapshot_loop": self.loop_figures(channels), "states": states,
                 "recent_ns": {"p50": p50, "p99": p99, "max": recent.max}, "latency_ns": self.latency.summary(),
                 "faults": self.faults, "entries": list(map(shown_entry, self.publisher.entries[:shown]))}
+
+    def loop_figures(self, channels):
+        """Of all snapshot loops together; packets as they were made, each goes to every address."""
+        senders = {sender for senders in self.loop_senders for sender in senders}
+        return {"packets": sum(channel["snapshot_packets"] for channel in channels),
+                "rounds": min(channel["rounds"] for channel in channels),
+                "round_ns": max(channel["round_ns"] for channel in channels),
+                "not_sent": sum(sender.dropped for sender in senders), "send_errors": sum(sender.errors for sender in senders)}
 
     def report(self):
         return dict(self.figures(0), instruments={str(entry.instrument.instrument_id): report.entry_row(entry)
                                                   for entry in self.publisher.entries})
+
+
+COUNTS = "packets", "bytes", "not_sent", "send_errors", "bursts"
+
+
+def counts(sender):
+    """Return what left by a PacketSender, and what did not."""
+    return dict(zip(COUNTS, (sender.sent, sender.bytes, sender.dropped, sender.errors, sender.bursts)))
 
 
 def shown_entry(entry):

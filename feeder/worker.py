@@ -25,7 +25,6 @@ from feeder import clock, config as configuration, log as logs, shm
 from feeder.errors import FeederError
 from feeder.message import REASON_CODES, REASONS
 from feeder.net import STRATEGIES, Loop
-from feeder.packet import Encoder
 from feeder.pipe import LineReader, LineWriter, first_line, say
 from feeder.pipeline import Intake
 from feeder.publish import Publisher
@@ -146,9 +145,7 @@ class Publish(Process):
     def __init__(self, job, config, stack):
         super().__init__(job, config, stack, core=config.hft.cpu_affinity.processor_core)
         output = Output(config, self.loop, stack)
-        self.encoder = Encoder(clock.wall_ns(), config.output.channel, output.emit, clock.wall_ns,
-                               config.output.packet_bytes)
-        self.publisher = output.publisher = Publisher(self.encoder, self.want_resync)
+        self.publisher = output.publisher = Publisher(output.encoders, self.want_resync)
         self.publisher.on_fault = output.fault
         instruments = Instruments(config.hft.processing.max_symbols)
         for venue in config.venues:
@@ -194,10 +191,10 @@ class Publish(Process):
                 reader.writer_gone(now_ns)
                 for venue in [name for name, of in self.connected if of == index]:
                     self.on_venue(index, venue, False, "disconnect", now_ns)
-                self.encoder.flush()
+                self.publisher.flush()
 
     def run(self):
-        loop, encoder, publisher, readers = self.loop, self.encoder, self.publisher, self.readers
+        loop, publisher, readers = self.loop, self.publisher, self.readers
         naps = self.config.hft.runtime.idle == "sleep"
         empty_rounds = 0
         while not self.ending:
@@ -210,7 +207,7 @@ class Publish(Process):
                     loop.errors += 1
                     reader.begin_again(clock.wall_ns(), str(error))
             if count:
-                encoder.flush()
+                publisher.flush()
                 publisher.received_ns = 0
             loop.run_once(0)
             empty_rounds = 0 if count else empty_rounds + 1

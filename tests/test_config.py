@@ -191,10 +191,32 @@ def hft(folder, section, key, value):
     ("cpu_affinity", "processor_core", -2, "cpu_affinity.processor_core: found -2, expected an integer from -1"),
     ("output", "port", 0, "output.port: found 0, expected an integer from 1 to 65535"),
     ("output", "port", 70000, "found 70000"),
-    ("output", "group", "239.192.0.256", "expected an IPv4 address"),
-    ("output", "group", 5, "found 5, expected an IPv4 address"),
-    ("output", "group", "ff02::1", "expected an IPv4 address"),
-    ("output", "group", "0.0.0.0", "expected an IPv4 address"),
+    ("output", "group", "239.192.0.256", "expected an IPv4 or IPv6 address"),
+    ("output", "group", 5, "found 5, expected an IPv4 or IPv6 address"),
+    ("output", "group", "ff02::1::1", "expected an IPv4 or IPv6 address"),
+    ("output", "group", "0.0.0.0", "expected an IPv4 or IPv6 address"),
+    ("output", "group", "::", "expected an IPv4 or IPv6 address"),
+    ("output", "more_channels", "239.192.0.2:30001", 'found "239.192.0.2:30001", expected a list'),
+    ("output", "more_channels", ["239.192.0.2"], "output.more_channels[0]: found \"239.192.0.2\", expected ADDRESS:PORT"),
+    ("output", "more_channels", ["239.192.0.2:0"], "expected ADDRESS:PORT or [IPv6]:PORT, and @INTERFACE"),
+    ("output", "more_channels", ["0.0.0.0:30001"], "expected ADDRESS:PORT"),
+    ("output", "more_channels", ["239.192.0.2:30001"] * 2, "no duplicate of output.more_channels[0]"),
+    ("output", "more_channels", ["239.192.0.1:30001"], "output.more_channels[0]: found \"239.192.0.1:30001\", expected "
+     "another one than output.port"),
+    ("output", "more_channels", ["239.192.0.2:30002"], "output.snapshot_port: found 30002, expected another port than "
+     "output.more_channels[0] has"),
+    ("output", "fan_out", ["239.192.0.1:30001"], "output.fan_out[0]: found"),
+    ("output", "fan_out", ["10.0.0.7:30002@eth1"], "expected another port than output.fan_out[0] has"),
+    ("output", "snapshot_port", 30001, "output.snapshot_port: found 30001, expected another port than output.port has"),
+    ("output", "snapshot_packets_per_second", 0, "found 0, expected an integer from 1 to 10000"),
+    ("output", "retransmit_address", "239.192.0.1", "expected an IPv4 or IPv6 address of a host"),
+    ("output", "retransmit_networks", ["10.0.0.7/8"], "expected a network such as 10.1.0.0/16, its host bits 0"),
+    ("output", "retransmit_networks", [], "found a list of 0, expected a list without duplicates"),
+    ("output", "retransmit_networks", [7], "output.retransmit_networks[0]: found 7"),
+    ("output", "key_file", "missing.key", "missing.key: No such file"),
+    ("output", "key_file", ".", "output.key_file: found key file"),
+    ("output", "tap", "../x", "expected up to 64 letters, digits"),
+    ("output", "tap", "x" * 65, "expected up to 64 letters, digits"),
     ("output", "interface", "eth0\n", "printable"),
     ("output", "loopback", "yes", "expected true or false"),
     ("log", "level", "chatty", 'log.level: found "chatty", expected one of debug, info, warning, error'),
@@ -210,6 +232,38 @@ def test_wrong_settings(folder, section, key, value, part):
     problem = only_problem(folder)
     assert part in problem
     assert "hft_config.json" in problem or part.startswith("processing.max_symbols")
+
+
+def test_channels_end_with_the_last_number(folder):
+    def change(document):
+        document["output"].update(channel=65_535, more_channels=["239.192.0.2:30001", "239.192.0.3:30001"])
+    edit(folder, "hft_config.json", change)
+    assert "output.more_channels: found 2 more after channel 65535, expected numbers below 65536" in only_problem(folder)
+
+
+def test_endpoints_take_the_interface_of_all_unless_they_name_one(folder):
+    def change(document):
+        document["output"].update(group="ff15::1", interface="eth0", fan_out=["[fd00::7]:30001", "10.0.0.7:30001@eth1"],
+                                  more_channels=["[ff15::2]:30011@eth1", "239.192.0.2:30001"], snapshot_port=0)
+    edit(folder, "hft_config.json", change)
+    output = config.load(folder).output
+    assert list(map(str, config.channels(output))) == ["[ff15::1]:30001@eth0", "[ff15::2]:30011@eth1",
+                                                       "239.192.0.2:30001@eth0"]
+    assert list(map(str, config.fan_out(output))) == ["[fd00::7]:30001@eth0", "10.0.0.7:30001@eth1"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes of files")
+def test_a_key_file_is_relative_to_its_file_and_for_its_users_only(folder):
+    hft(folder, "output", "key_file", "feeder.key")
+    (folder / "feeder.key").write_text("0123456789abcdef")
+    (folder / "feeder.key").chmod(0o640)
+    assert os.path.samefile(config.load(folder).output.key_file, folder / "feeder.key")
+    (folder / "feeder.key").chmod(0o644)
+    assert "everybody on this host may read" in only_problem(folder)
+    (folder / "feeder.key").chmod(0o600)
+    (folder / "feeder.key").write_text("0123456789abcde\n")
+    problem = only_problem(folder)
+    assert "key of 15 bytes" in problem and "0123456789" not in problem
 
 
 @pytest.mark.parametrize("key, value, part", [
@@ -423,6 +477,30 @@ def test_check_config_json(capsys):
     assert (venue["streams"], venue["connections"], venue["snapshot_weight"]) == (150, 2, 1000)
     assert found["processing"] == {"ring_buffer_size": 65536, "max_symbols": 2048}
     assert found["memory_bytes"] > 40 << 20
+
+
+def test_check_config_tells_what_goes_where(capsys, folder):
+    def change(document):
+        document["output"].update(channel=7, more_channels=["239.192.0.2:30001@eth1"], fan_out=["10.0.0.7:30001"],
+                                  retransmit_datagrams=1 << 16, tap="here")
+    _, before, _ = check(capsys, folder, "--json")
+    edit(folder, "hft_config.json", change)
+    _, out, _ = check(capsys, folder, "--json")
+    found = json.loads(out)
+    first, second = found["channels"]
+    assert (first["channel"], first["endpoint"]) == (7, "239.192.0.1:30001@127.0.0.1")
+    assert (second["channel"], second["endpoint"]) == (8, "239.192.0.2:30001@eth1")
+    assert len(first["instruments"]) + len(second["instruments"]) == 104 and len(first["instruments"]) > 30
+    assert "binance_spot:BTCUSDT" in first["instruments"] and "binance_spot:ETHUSDT" in second["instruments"]
+    assert found["store_bytes"] == 2 * 65_536 * 1472
+    assert found["memory_bytes"] - json.loads(before)["memory_bytes"] == found["store_bytes"] - 8192 * 1472
+    _, out, _ = check(capsys, folder)
+    for part in ("239.192.0.2:30001 from eth1", "at port 30002, 200 packets/s, a round in about", "10.0.0.7:30001",
+                 "127.0.0.1:30003 to 127.0.0.0/8, ::1/128: the last 65,536", "184 MiB", "not signed", "here"):
+        assert part in out, part
+    edit(folder, "hft_config.json", lambda document: document["output"].update(snapshot_port=0, retransmit_port=0))
+    _, out, _ = check(capsys, folder)
+    assert "books are repeated in the channels" in out and "packets are not sent again" in out
 
 
 def test_check_config_counts_connections(capsys, folder):

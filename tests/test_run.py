@@ -276,7 +276,7 @@ class Rig(Live):
         if twin:
             self.add_twin(stack, config, rate, levels)
         self.witness.join(self.loop, self.truth)
-        self.entries = self.run.pipeline.publisher.entries
+        self.entries = self.run.publisher.entries
 
     def live(self):
         return all(entry.state == LIVE for entry in self.entries)
@@ -294,8 +294,8 @@ class Rig(Live):
         truths = [true_book(entry.instrument) for entry in self.entries]
         self.until(lambda: self.live() and all(
             entry.sequence == truth[0] for entry, truth in zip(self.entries, truths)))
-        self.run.pipeline.encoder.flush()
-        sent = self.run.pipeline.encoder.sequence
+        self.run.publisher.flush()
+        sent = self.run.publisher.encoders[0].sequence
         self.until(lambda: any(channel.expected >= sent for channel in self.witness.receiver.channels.values()))
         views = {(view.venue, view.symbol): view for view in self.witness.receiver.views()}
         levels = 0
@@ -439,7 +439,7 @@ def test_a_fault_is_counted_never_shown_and_ends_live_with_the_true_books(kind):
             rows = made.instruments(name)
             assert noticed(made.row(name), rows, reasons(rows)), (made.row(name), rows)
         for entry in made.entries:       # a new epoch for each resync, and for nothing else
-            link = made.run.pipeline.recoveries[entry.instrument.venue].link(entry.instrument)
+            link = made.run.intake.recoveries[entry.instrument.venue].link(entry.instrument)
             assert entry.epoch == before[entry.instrument.instrument_id] + link.resyncs
         told = {(key, reason) for key, state, reason in made.witness.statuses if state == STALE}
         assert told == {((row["venue"], row["symbol"]), reason) for row in report["instruments"]
@@ -456,7 +456,7 @@ def test_a_fault_is_counted_never_shown_and_ends_live_with_the_true_books(kind):
 def test_the_witness_finds_a_feeder_that_ignores_gaps(monkeypatch):
     """The proof that the proof can fail."""
     with rig() as made:
-        for recovery in made.run.pipeline.recoveries.values():
+        for recovery in made.run.intake.recoveries.values():
             recovery.follows = lambda sequence, bridged, first, last, previous: NEXT
         made.start()
         made.twin.inject(Fault("gap"))

@@ -9,7 +9,7 @@ import pytest
 from feeder import clock, config as configuration
 from feeder.message import BUY, LIVE
 from feeder.net import Loop, PacketReceiver
-from feeder.packet import Encoder, Padding, decode
+from feeder.packet import Padding, decode
 from feeder.publish import Publisher
 from feeder.stages import Output
 
@@ -30,10 +30,11 @@ class Running:
         config.output.group, config.output.port = GROUP, self.receiver.port
         self.loop = Loop()
         stack.callback(self.loop.close)
-        self.output = Output(config, self.loop, stack)
         self.now_ns = 1
-        self.encoder = Encoder(1, 0, self.output.emit, lambda: self.now_ns, config.output.packet_bytes)
-        self.output.publisher = Publisher(self.encoder, None)
+        self.output = Output(config, self.loop, stack, lambda: self.now_ns)
+        self.encoder, = self.output.encoders
+        self.sender = self.output.channels[0].sender
+        self.output.publisher = Publisher(self.output.encoders, None)
         self.output.start()
         self.sent = self.heard = 0
         assert self.check() == (1, 0)            # a heartbeat
@@ -70,11 +71,11 @@ def test_dense_packets_leave_together_and_others_at_once():
     with ExitStack() as stack:
         running = Running(stack)
         running.trades(19 * 10, 100_000)
-        assert running.check() == (10, 0) and running.output.sender.bursts == 0
+        assert running.check() == (10, 0) and running.sender.bursts == 0
         running.trades(1, 100_000)
         assert running.check() == (1, 0)
         running.trades(19 * 10, 5_000)
-        assert running.check() == (10, 8) and running.output.sender.bursts == 1      # the first left at once
+        assert running.check() == (10, 8) and running.sender.bursts == 1      # the first left at once
         figures = running.output.figures(0)
         assert figures["packets"] == 22 and figures["bursts"] == 1 and figures["burst_way"].startswith("UDP_SEGMENT")
         assert running.output.latency.count == 21
@@ -95,9 +96,9 @@ def test_a_kernel_that_refuses_half_way_loses_nothing_and_is_not_padded_for_any_
     with ExitStack() as stack:
         running = Running(stack)
         running.trades(19 * 10, 5_000)
-        running.output.sender._socket.setsockopt(socket.SOL_SOCKET, 11, 1)            # SO_NO_CHECK
+        running.sender._socket.setsockopt(socket.SOL_SOCKET, 11, 1)            # SO_NO_CHECK
         running.trades(19 * 10, 5_000)
-        assert running.check()[0] == 20 and running.output.sender.bursts == 1
+        assert running.check()[0] == 20 and running.sender.bursts == 1
         running.output.heartbeat()
         running.trades(19 * 10, 5_000)
         assert running.check() == (10, 0) and running.encoder.burst == 1
