@@ -90,8 +90,9 @@ class SnapshotQueue:
             self.level = min(self.capacity, self.level + (now_ns - self.filled_ns) * self.refill)
             self.filled_ns = now_ns
             instrument = self.waiting[0]
-            if not any(recovery.link(instrument).waiting for recovery in self.feed.recoveries):
-                self.waiting.popleft()            # the answer to another order served it
+            legs = self.feed.recoveries
+            if len(legs) > 1 and not any(recovery.link(instrument).waiting for recovery in legs):
+                self.waiting.popleft()            # the answer to the other line's order served it, too
                 continue
             request = self.feed.venue.snapshot_request(instrument, self.feed.config.snapshot_limit)
             weight = min(request.weight, self.capacity)       # a budget below one request still serves, slowly
