@@ -1,3 +1,4 @@
+import ctypes
 import errno
 import json
 import os
@@ -15,6 +16,7 @@ from feeder.net import PacketReceiver, PacketSender, SocketOptions, sockets, udp
 from feeder.net.udp import MAX_DATAGRAM_BYTES, NO_SEGMENTS
 
 GROUP = "239.192.7.1"
+LINUX = sys.platform.startswith("linux")
 LOOPBACK = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
 
 
@@ -134,12 +136,10 @@ def test_an_interface_that_is_not_there_is_named(make, interface):
         make(GROUP, 30_000, interface=interface)
 
 
-def test_an_address_in_use_and_ipv6_are_refused_with_a_sentence(keep):
+def test_an_address_in_use_is_refused_with_a_sentence(keep):
     taken = keep(PacketReceiver("127.0.0.1", 0))
     with pytest.raises(HostError, match=f"127.0.0.1:{taken.port}.*in use"):
         PacketReceiver("127.0.0.1", taken.port)
-    with pytest.raises(HostError, match="IPv6"):
-        PacketSender("ff15::1", 9)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="SO_MEMINFO and /proc/net/udp are Linux's")
@@ -164,8 +164,8 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="UDP_SEG
 SIZE = 1472
 
 
-def bursting(keep, port, group=GROUP, **more):
-    return keep(PacketSender(group, port, options=SocketOptions(segment_bytes=SIZE, **more)))
+def bursting(keep, port, group=GROUP, interface="127.0.0.1", **more):
+    return keep(PacketSender(group, port, interface=interface, options=SocketOptions(segment_bytes=SIZE, **more)))
 
 
 def cut(data, size=SIZE):
@@ -307,7 +307,7 @@ def test_more_than_a_call_takes_goes_one_by_one(keep):
 
 
 def test_without_the_option_or_with_too_small_an_mtu_it_says_so(keep, monkeypatch, caplog):
-    monkeypatch.setattr(udp, "HEADERS_BYTES", 70_000)
+    monkeypatch.setitem(udp.HEADERS_BYTES, socket.AF_INET, 70_000)
     if sys.platform.startswith("linux"):
         sender = bursting(keep, 9)
         assert sender.burst == 1
@@ -348,3 +348,190 @@ def test_a_burst_dropped_counts_once_where_it_is_taken_whole(keep):
     assert sum(sender.send(bytes(44 * SIZE)) for _ in range(40)) == 40 * 44
     found, calls = drain_bursts(receiver)
     assert len(found) == 44 * calls and 0 < receiver.kernel_drops() == 40 - calls
+
+
+# -- one source ------------------------------------------------------------------------------------------------
+
+SSM = "232.7.7.7"
+
+
+@linux
+@pytest.mark.parametrize("interface", ["127.0.0.1", "lo", "1", "::1"])
+def test_another_source_is_not_heard(keep, interface):
+    """The interface of a sender, where it is an address, is its source; 127.0.0.0/8 is all ours."""
+    if interface == "1" and socket.if_indextoname(1) != "lo" or interface == "::1" and not SIX:
+        pytest.skip("no such loopback")
+    good = keep(PacketReceiver(SSM, 0, interface=interface, source="127.0.0.1"))
+    other = keep(PacketReceiver(SSM, good.port, interface="lo", source="127.0.0.2"))
+    every = keep(PacketReceiver(SSM, good.port, interface="lo"))
+    senders = [keep(PacketSender(SSM, good.port, interface=f"127.0.0.{last}")) for last in (1, 2, 3)]
+    for number in range(30):
+        assert senders[number % 3].send(b"%d" % number)
+    assert drain(good) == [b"%d" % number for number in range(0, 30, 3)]
+    assert drain(other) == [b"%d" % number for number in range(1, 30, 3)]
+    assert drain(every) == [b"%d" % number for number in range(30)]
+
+
+@pytest.mark.parametrize("group, source, reason", [
+    ("127.0.0.1", "127.0.0.1", "only a multicast group"), (SSM, "::1", "expected the address of who sends"),
+    (SSM, "sender", "expected the address"), (SSM, "239.1.1.1", "expected the address"),
+    ("ff3e::7", "127.0.0.1", "expected the address")])
+def test_sources_that_cannot_be(group, source, reason):
+    with pytest.raises(HostError, match=f"source {source}: {reason}"):
+        PacketReceiver(group, 30_000, source=source)
+
+
+def test_one_source_elsewhere_than_on_linux_is_refused(monkeypatch):
+    monkeypatch.setattr(udp, "LINUX", False)
+    with pytest.raises(HostError, match="Linux only"):
+        PacketReceiver(SSM, 30_000, source="127.0.0.1")
+
+
+# -- IPv6 ------------------------------------------------------------------------------------------------------
+
+def has_six():
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sock:
+            sock.bind(("::1", 0))
+        return True
+    except OSError:
+        return False
+
+
+SIX = has_six()
+six = pytest.mark.skipif(not SIX, reason="this host has no ::1")
+
+
+@six
+def test_unicast_of_ipv6(keep):
+    receiver = keep(PacketReceiver("::1", 0, coalesce=True))
+    sender = bursting(keep, receiver.port, "::1", dscp=46)
+    assert sender.send(b"") == sender.send(b"abc") == 1 and drain_bursts(receiver)[0] == [b"", b"abc"]
+    if LINUX:
+        assert sender.burst_text == "UDP_SEGMENT, 44 x 1472 bytes"
+        assert sender._socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS) == 46 << 2
+        data = random.Random(6).getrandbits(8 * 60_000).to_bytes(60_000, "little")
+        assert sender.send(data) == 41 and sender.bursts == 1 and b"".join(drain_bursts(receiver)[0]) == data
+    with pytest.raises(HostError, match=rf"\[::1\]:{receiver.port} .*in use"):
+        PacketReceiver("::1", receiver.port)
+
+
+@six
+def test_families_do_not_share_a_port_by_accident(keep):
+    """Bound to ::, a socket may hear IPv4, too; ours does not."""
+    receiver = keep(PacketReceiver("::", 0))
+    keep(PacketSender("127.0.0.1", receiver.port)).send(b"four")
+    keep(PacketSender("::1", receiver.port)).send(b"six")
+    assert drain(receiver) == [b"six"]
+
+
+@six
+@pytest.mark.parametrize("make", [PacketReceiver, PacketSender])
+@pytest.mark.parametrize("interface, reason", [
+    ("nosuch7", "neither a name nor an address"), ("4711", "neither"), ("2001:db8::7", "neither"),
+    ("\u0661", "neither"), ("fe80::1%nosuch7", "neither"), ("192.0.2.77", "IPv6 takes no IPv4 address")])
+def test_interfaces_that_are_not_there_are_named_for_ipv6(make, interface, reason):
+    with pytest.raises(HostError, match=f"interface {interface}: .*{reason}"):
+        make("ff15::1", 30_000, interface=interface)
+
+
+@pytest.fixture
+def namespace():
+    """A network of this thread's own: lo with a route for IPv6 groups and three addresses, and a pair, v0 and v1."""
+    if not LINUX or os.geteuid():
+        pytest.skip("network namespaces need Linux and root")
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open("/proc/thread-self/ns/net") as home:
+        if libc.unshare(0x40000000):                                 # CLONE_NEWNET
+            pytest.skip(f"no network namespace: {os.strerror(ctypes.get_errno())}")
+        try:
+            for words in ("link set lo up", "link add v0 type veth peer name v1", "link set v0 up", "link set v1 up",
+                          "address add fd07::2/128 dev lo", "address add fd07::3/128 dev lo",
+                          "address add fd08::1/64 dev v0 nodad", "address add fe80::7/64 dev v0 nodad",
+                          "address add fe80::8/64 dev v1 nodad",
+                          "-6 route add local ff00::/8 dev lo table local"):
+                done = subprocess.run(["ip", *words.split()], stderr=subprocess.PIPE, universal_newlines=True)
+                if done.returncode:
+                    pytest.skip(f"ip {words}: {done.stderr.strip()}")
+            yield
+        finally:
+            assert not libc.setns(home.fileno(), 0x40000000)
+
+
+GROUPS = ["ff01::7:1", "ff02::7:1", "ff05::7:1", "ff15::7:1", "ff3e::8000:1"]
+
+
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("interface", ["lo", "1", "::1", "127.0.0.1", "fd07::2"])
+def test_multicast_of_ipv6_on_loopback(namespace, keep, group, interface):
+    receivers = [keep(PacketReceiver(group, 0, interface=interface))]
+    port = receivers[0].port
+    receivers += [keep(PacketReceiver(where, port, interface=by)) for where, by in
+                  ((group, "lo"), (group + "%lo", ""), (group + "%lo", "nosuch7"))]
+    others = [keep(PacketReceiver(where, port, interface=by)) for where, by in (("ff02::7:2", "lo"), (group, "v0"))]
+    sender = bursting(keep, port, group, interface=interface)
+    assert sender.burst == 44 and sender.send(b"one") == 1 and sender.send(bytes(range(250)) * 20) == 4
+    for receiver in receivers:
+        assert drain(receiver) == [b"one"] + cut(bytes(range(250)) * 20)
+    assert [drain(other) for other in others] == [[], []]
+
+
+@pytest.mark.parametrize("group", ["ff02::7:1", "ff15::7:1", "ff35::8000:1"])
+@pytest.mark.parametrize("interface", ["v0", "fe80::7%v0", "fe80::7", "fd08::1"])
+def test_multicast_of_ipv6_from_one_interface_to_another(namespace, keep, group, interface):
+    far, near = (keep(PacketReceiver(group, 30_007, interface=by)) for by in ("v1", "v0"))
+    sender = keep(PacketSender(group, 30_007, interface=interface, ttl=5))
+    deaf = keep(PacketSender(group, 30_007, interface=interface, loopback=False))
+    far._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
+    far._socket.setblocking(True)
+    far._socket.settimeout(10)
+    assert sender.send(b"all") and deaf.send(b"away")
+    data, ((_, kind, value),), _, (source, *_) = far._socket.recvmsg(100, 100)
+    assert data == b"all" and kind == socket.IPV6_HOPLIMIT and int.from_bytes(value, sys.byteorder) == 5
+    assert source.partition("%")[0] == interface.partition("%")[0] or interface == "v0"
+    assert far._socket.recv(100) == b"away" and drain(near) == [b"all"]
+
+
+def test_ttl_of_ipv4(keep):
+    receiver = keep(PacketReceiver(GROUP, 0))
+    receiver._socket.setsockopt(socket.IPPROTO_IP, getattr(socket, "IP_RECVTTL", 12), 1)
+    keep(PacketSender(GROUP, receiver.port, ttl=9)).send(b"x")
+    (_, _, value), = receiver._socket.recvmsg(100, 100)[1]
+    assert int.from_bytes(value, sys.byteorder) == 9
+
+
+@pytest.mark.parametrize("group", ["ff01::7:1", "ff32::8000:1", "ff3e::8000:1"])
+@pytest.mark.parametrize("interface", ["lo", "::1"])
+def test_another_source_is_not_heard_by_ipv6(namespace, keep, group, interface):
+    good = keep(PacketReceiver(group, 0, interface=interface, source="fd07::2"))
+    other = keep(PacketReceiver(group, good.port, interface=interface, source="fd07::3"))
+    every = keep(PacketReceiver(group, good.port, interface=interface))
+    senders = [keep(PacketSender(group, good.port, interface=by)) for by in ("fd07::2", "fd07::3", "::1")]
+    for number in range(30):
+        assert senders[number % 3].send(b"%d" % number)
+    assert drain(good) == [b"%d" % number for number in range(0, 30, 3)]
+    assert drain(other) == [b"%d" % number for number in range(1, 30, 3)]
+    assert drain(every) == [b"%d" % number for number in range(30)]
+
+
+def test_datagrams_that_do_not_fit_ipv6_are_not_sent_in_bursts(namespace, keep):
+    """1,472 fits Ethernet by IPv4 only: the header of IPv6 has 20 bytes more."""
+    sender = bursting(keep, 30_007, "ff15::7", interface="v0")
+    assert sender.burst_text == "one at a time: datagrams of 1472 bytes do not fit into the MTU of 1500"
+    assert keep(PacketSender("ff15::7", 9, interface="v0", options=SocketOptions(segment_bytes=1452))).burst == 45
+
+
+def test_link_local_unicast_has_the_interface_it_was_given(namespace, keep):
+    for at, by, to in (("fe80::7%v0", "", "fe80::7%v1"), ("fe80::7", "v0", "fe80::7")):
+        receiver = keep(PacketReceiver(at, 0, interface=by))
+        receiver._socket.setblocking(True)
+        receiver._socket.settimeout(10)
+        keep(PacketSender(to, receiver.port, interface="v1")).send(at.encode())
+        assert receiver._socket.recv(100) == at.encode()
+        receiver.close()
+
+
+def test_what_linux_needs_for_ipv6_groups_on_loopback_is_told(namespace):
+    subprocess.run("ip -6 route del local ff00::/8 dev lo table local".split(), check=True)
+    with pytest.raises(HostError, match="unreachable; to have a route: ip -6 route add local ff00::/8 dev lo table local"):
+        PacketSender("ff15::1", 9, interface="lo")
