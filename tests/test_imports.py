@@ -24,7 +24,7 @@ LAYERS = {
     "feeder.events": WORDS,
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES, "feeder.redundant": MACHINES,
     "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
-    "feeder.packet": MACHINES, "feeder.pcap": MACHINES,
+    "feeder.packet": MACHINES, "feeder.control": MACHINES, "feeder.pcap": MACHINES,
     "feeder.counter": MACHINES, "feeder.receiver": MACHINES,
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
     "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES, "feeder.keyfile": EDGES,
@@ -46,6 +46,7 @@ NAMES = {WORDS: "words", MACHINES: "machines", EDGES: "edges", WIRING: "wiring",
 
 # Machines that another machine may import: both are vocabularies more than machines.
 SHARED = {("feeder.recovery", "feeder.venue.contract"), ("feeder.redundant", "feeder.recovery"),      # how a venue's increments link
+          ("feeder.control.store", "feeder.packet"), ("feeder.control.client", "feeder.packet"),
           ("feeder.receiver", "feeder.packet"),                # the listener's half of the protocol
           ("feeder.receiver", "feeder.counter")}
 

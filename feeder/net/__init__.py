@@ -4,6 +4,7 @@
     stream    TCP, with TLS and through an HTTP CONNECT proxy, both sides: `connect` and `listen`
     fetch     REST: blocking http.client in worker threads, answers posted into the loop
     udp       datagrams out (`PacketSender`) and in (`PacketReceiver`), multicast or unicast
+    unicast   datagrams between two addresses (`UnicastSocket`): requests and their answers
     idle      what the loop does while nothing is ready: `Sleep`, `Yield`, `Spin`
     limits    when to try again: `Backoff` and `ConnectBudget`, machines without a clock
     tls, proxy, resolve, sockets      what those are built from
@@ -19,6 +20,7 @@ from .proxy import Proxy, proxy_for
 from .sockets import NetworkError, SocketOptions
 from .stream import Listener, Stream, connect, listen
 from .udp import PacketReceiver, PacketSender
+from .unicast import UnicastSocket
 
 
 
@@ -36,6 +38,6 @@ def server_tls_context(certificate_file, key_file):
 
 __all__ = [
     "Answer", "Backoff", "ConnectBudget", "Fetcher", "Listener", "Loop", "NetworkError", "PacketReceiver",
-    "PacketSender", "Proxy", "STRATEGIES", "Sleep", "SocketOptions", "Spin", "Stream", "Timer", "Yield", "connect",
-    "listen", "proxy_for", "server_tls_context", "tls_context",
+    "PacketSender", "Proxy", "STRATEGIES", "Sleep", "SocketOptions", "Spin", "Stream", "Timer", "UnicastSocket", "Yield",
+    "connect", "listen", "proxy_for", "server_tls_context", "tls_context",
 ]
