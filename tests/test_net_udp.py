@@ -6,6 +6,7 @@ import random
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,27 @@ def test_what_the_kernel_dropped_for_us_can_be_told_from_what_never_came(keep):
     assert receiver.kernel_drops() is None
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_the_kernel_tells_when_a_datagram_came_and_what_it_dropped_before(keep, tells):
+    receiver = keep(PacketReceiver("127.0.0.1", 0, recv_buffer_bytes=8192, tells=tells))
+    sender = keep(PacketSender("127.0.0.1", receiver.port))
+    buffer = memoryview(bytearray(MAX_DATAGRAM_BYTES))
+    assert receiver.receive_told_into(buffer) is None
+    before_ns = time.time_ns()
+    assert all(sender.send(bytes(1000)) for _ in range(200))
+    after_ns = time.time_ns()
+    kept = list(iter(lambda: receiver.receive_told_into(buffer), None))
+    sender.send(bytes(1001))
+    last = receiver.receive_told_into(buffer)
+    assert 0 < len(kept) < 200 and last[:2] == (1001, 1001)
+    if not receiver.tells:
+        assert {each[2:] for each in (*kept, last)} == {(0, 0)}
+        return
+    assert {each[0::3] for each in kept} == {(1000, 0)} and last[3] == 200 - len(kept)
+    times = [each[2] for each in kept]
+    assert before_ns <= times[0] and times == sorted(times) and times[-1] <= after_ns <= last[2]
+
+
 # -- bursts ----------------------------------------------------------------------------------------------------
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="UDP_SEGMENT and UDP_GRO are Linux's")
@@ -170,6 +192,14 @@ def bursting(keep, port, group=GROUP, interface="127.0.0.1", **more):
 
 def cut(data, size=SIZE):
     return [data[at:at + size] for at in range(0, len(data), size)]
+
+
+@linux
+def test_a_burst_is_told_as_one(keep):
+    receiver = keep(PacketReceiver(GROUP, 0, coalesce=True, tells=True))
+    bursting(keep, receiver.port).send(bytes(3 * SIZE + 5))
+    size, each, came_ns, drops = receiver.receive_told_into(bytearray(MAX_DATAGRAM_BYTES))
+    assert (size, each, drops) == (3 * SIZE + 5, SIZE, 0) and came_ns
 
 
 def drain_bursts(receiver):
@@ -364,7 +394,7 @@ def test_another_source_is_not_heard(keep, interface):
     good = keep(PacketReceiver(SSM, 0, interface=interface, source="127.0.0.1"))
     other = keep(PacketReceiver(SSM, good.port, interface="lo", source="127.0.0.2"))
     every = keep(PacketReceiver(SSM, good.port, interface="lo"))
-    senders = [keep(PacketSender(SSM, good.port, interface=f"127.0.0.{last}")) for last in (1, 2, 3)]
+    senders = [keep(PacketSender(SSM, good.port, interface=by)) for by in (interface, "127.0.0.2", "127.0.0.3")]
     for number in range(30):
         assert senders[number % 3].send(b"%d" % number)
     assert drain(good) == [b"%d" % number for number in range(0, 30, 3)]
@@ -533,5 +563,5 @@ def test_link_local_unicast_has_the_interface_it_was_given(namespace, keep):
 
 def test_what_linux_needs_for_ipv6_groups_on_loopback_is_told(namespace):
     subprocess.run("ip -6 route del local ff00::/8 dev lo table local".split(), check=True)
-    with pytest.raises(HostError, match="unreachable; to have a route: ip -6 route add local ff00::/8 dev lo table local"):
+    with pytest.raises(HostError, match="unreachable; to have a route: ip -6 route add local ff00::/8 dev lo table l"):
         PacketSender("ff15::1", 9, interface="lo")

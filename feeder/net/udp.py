@@ -35,6 +35,8 @@ log = logging.getLogger("feeder.net")
 
 IP_MULTICAST_ALL = 49        # ip(7), Linux; not in the socket module
 IP_ADD_SOURCE_MEMBERSHIP, MCAST_JOIN_SOURCE_GROUP = 39, 46       # ip(7), linux/in.h
+SO_TIMESTAMPNS, SO_RXQ_OVFL = 35, 40     # socket(7), asm-generic/socket.h; as ancillary data of the same number
+TIMESPEC = struct.Struct("@ll")
 SO_MEMINFO = 55              # asm-generic/socket.h, since 4.12: an array of u32, sock_diag.h; the ninth counts drops
 MEMINFO = struct.Struct("9I")
 MAX_DATAGRAM_BYTES = 65_507  # a receive buffer of this size cuts nothing off
@@ -44,7 +46,9 @@ UDP_SEGMENT, UDP_GRO = 103, 104      # udp(7); not in the socket module
 MAX_SEGMENTS = 64            # linux/udp.h, UDP_MAX_SEGMENTS; newer kernels take 128
 # What the kernel says where it cannot cut: larger than the MTU, no checksums by the device, xfrm, another system.
 NO_SEGMENTS = (errno.EINVAL, errno.EIO, errno.EMSGSIZE, errno.EOPNOTSUPP, errno.ENOPROTOOPT)
+LOOPBACKS = ("lo", "lo0")
 GRO_BYTES = 24               # CMSG_SPACE of an int
+TOLD_BYTES = 96              # of an int, a struct timespec, and an int
 
 
 class PacketSender:
@@ -166,15 +170,16 @@ class PacketSender:
 
 class PacketReceiver:
     def __init__(self, group, port, *, interface="127.0.0.1", source="", recv_buffer_bytes=BUFFER_BYTES,
-                 coalesce=False):
+                 coalesce=False, tells=False):
         """Open a receiver: joins a multicast `group` on the interface, or binds a unicast address of this host.
 
         Several on one host may join the same group and port, and each gets everything. Port 0 is any, see `.port`.
         `source`: an address; of a group, nothing is heard that has another sender. Linux only.
         `coalesce`: take bursts whole, where the kernel does that; then only receive_burst_into tells where to cut.
-        Raises HostError.
+        `tells`: have the kernel tell receive_told_into when each came, and what it dropped before. Raises HostError.
         """
         self.coalesces = False
+        self.tells = tells and LINUX
         way = _Way(group, port, interface, source)
         self._socket = socket.socket(way.family, socket.SOCK_DGRAM)
         try:
@@ -182,6 +187,9 @@ class PacketReceiver:
             self.recv_buffer_bytes = request_buffer(self._socket, "receive", recv_buffer_bytes)
             if coalesce and LINUX:
                 self._coalesce()
+            if self.tells:
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+                self._socket.setsockopt(socket.SOL_SOCKET, SO_RXQ_OVFL, 1)
             if way.family == socket.AF_INET6:
                 self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             if way.is_multicast:
@@ -241,6 +249,31 @@ class PacketReceiver:
                 return size, int.from_bytes(value[:4], sys.byteorder)
         return size, size
 
+    def receive_told_into(self, buffer):
+        """Receive what came as one, and what the kernel tells of it; 1 us more than receive_burst_into.
+
+        Returns (bytes, bytes of each datagram but the last, when it came in ns of the wall clock, how much was dropped
+        since the socket was opened until it came), or None when there is none. Without `tells`, and elsewhere than on
+        Linux, the time and the drops are 0.
+        """
+        if not self.tells:
+            found = self.receive_burst_into(buffer)
+            return found and (*found, 0, 0)
+        try:
+            size, ancillary, _, _ = self._socket.recvmsg_into((buffer,), TOLD_BYTES)
+        except BlockingIOError:
+            return None
+        each, came_ns, drops = size, 0, 0
+        for _, kind, value in ancillary:
+            if kind == SO_TIMESTAMPNS:
+                seconds, ns = TIMESPEC.unpack(value)
+                came_ns = seconds * 1_000_000_000 + ns
+            elif kind == SO_RXQ_OVFL:            # absent until the first
+                drops = int.from_bytes(value[:4], sys.byteorder)
+            elif kind == UDP_GRO:
+                each = int.from_bytes(value[:4], sys.byteorder)
+        return size, each, came_ns, drops
+
     def kernel_drops(self):
         """Return how often the kernel dropped something as our buffer was full; None where it does not tell.
 
@@ -290,6 +323,8 @@ class _Way:
             self.local = by.packed
         elif self.interface and (self.is_multicast or is_six and address.is_link_local):
             self.index = _index(self.interface, by)
+            if not is_six and socket.if_indextoname(self.index) in LOOPBACKS:
+                self.index, self.local = 0, socket.inet_aton("127.0.0.1")      # else the source would be another's
         self.address = (host, port, 0, self.index) if is_six else (host, port)
         is_from = is_six and by is not None and by.version == 6
         self.from_address = (self.interface.partition("%")[0], 0, 0, self.index) if is_from else None
@@ -382,7 +417,7 @@ def _index(text, address):
             numbers = (index for index, _ in socket.if_nameindex() if str(index) == text)
             return next(numbers, 0) or socket.if_nametoindex(text)
         if address.is_loopback:
-            return next(index for index, name in socket.if_nameindex() if name in ("lo", "lo0"))
+            return next(index for index, name in socket.if_nameindex() if name in LOOPBACKS)
         if address.version == 6 and "%" in text:
             return socket.if_nametoindex(text.partition("%")[2])
         if address.version == 6 and LINUX:
