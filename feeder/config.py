@@ -290,6 +290,8 @@ class _Reader:
         if values.get("snapshot_weight_per_minute", weight) < weight:
             self.problem("snapshot_weight_per_minute", values["snapshot_weight_per_minute"],
                          f"at least {weight}, the weight of one snapshot of {values['snapshot_limit']} levels")
+        if values.get("lines") == 2 and "depth" not in facts.shared:
+            self.problem("lines", 2, "1: the venue numbers its books on each connection anew, so two cannot be compared")
         for index, channel in enumerate(values.get("channels", ())):
             if channel not in facts.channels:
                 self.problem(f"channels[{index}]", _show(channel), f"one the venue offers: {', '.join(facts.channels)}",
@@ -540,6 +542,9 @@ def plan(config):
             **{name: section.as_dict() for name, section in config.hft.as_dict().items()}}
 
 
+ROUND_WASTE = 1.2              # packets of a snapshot loop, to those that would do were all of them full
+
+
 def channel_plan(config):
     """What each channel carries, as dicts for JSON; the round of its snapshot loop is an estimate."""
     output = config.output
@@ -548,16 +553,18 @@ def channel_plan(config):
              for index, end in enumerate(ends)]
     packets = [0] * len(ends)
     for venue in config.venues:
-        # Of what is published there are twice the depth after each move of the window (book.py).
-        levels = 2 * (2 * venue.published_depth or venue.snapshot_limit or WHOLE_BOOK_LEVELS)
-        size = 2 * MESSAGE.size + DEFINITION_BODY.size + levels * ORDER_BOOK_ITEM.size
+        # Two or three times the depth are published (book.py), unless the venue sends fewer.
+        levels = venue.snapshot_limit or WHOLE_BOOK_LEVELS
+        if venue.published_depth:
+            levels = min(levels, 2.5 * venue.published_depth)
+        size = 2 * MESSAGE.size + DEFINITION_BODY.size + 2 * levels * ORDER_BOOK_ITEM.size
         for symbol in venue.symbols:
             index = channel_index(venue.name, symbol, len(ends))
             plans[index]["instruments"].append(f"{venue.name}:{symbol}")
-            packets[index] += max(1, -(-size // (largest(output.packet_bytes) - PACKET.size)))
+            packets[index] += size / (largest(output.packet_bytes) - PACKET.size)
     if output.snapshot_port:
         for each, count in zip(plans, packets):
-            each["round_seconds"] = round(count / output.snapshot_packets_per_second, 2)
+            each["round_seconds"] = round(ROUND_WASTE * count / output.snapshot_packets_per_second, 2)
     return plans
 
 

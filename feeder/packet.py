@@ -138,6 +138,7 @@ class Encoder:
     """
 
     flags = 0                         # of every packet
+    is_dense = False                  # split events begin in the packet that is there, instead of one of their own
 
     def __init__(self, session, channel, emit, clock_ns, packet_bytes=DEFAULT_PACKET_BYTES, seal=None):
         if not 256 <= packet_bytes <= MAX_PACKET_BYTES:
@@ -290,7 +291,7 @@ class Encoder:
         size = 40 + 8 * numbers
         at = self.used
         if at + size > self.limit:
-            if PACKET.size + size > self.most:
+            if PACKET.size + size > self.most or self.is_dense and numbers:
                 return self.split_levels(kind, instrument_id, state, epoch, sequence, event_ns, recv_ns,
                                          bids, asks, more_flags)
             at = self.beyond(size)
@@ -302,18 +303,20 @@ class Encoder:
 
     def split_levels(self, kind, instrument_id, state, epoch, sequence, event_ns, recv_ns, bids, asks, more_flags):
         """Write as many levels as a packet holds, and so on: bids, then asks, which may share a part."""
-        most = (self.most - PACKET.size - MESSAGE.size) // 16 * 2
         numbers = len(bids) + len(asks)
-        for first in range(0, numbers, most):
-            flags = more_flags | (LAST if first + most >= numbers else 0)
-            if kind == SNAPSHOT and not first:
-                flags |= FIRST
-            some_bids = bids[first:first + most]
-            some_asks = asks[max(0, first - len(bids)):max(0, first + most - len(bids))]
-            size = 40 + 8 * (len(some_bids) + len(some_asks))
-            if self.count:
+        first = 0
+        while first < numbers:
+            if self.count and (first or not self.is_dense or self.used + 56 > self.limit):
                 self.full(may_pad=not first)       # nothing may stand between the parts
             at = self.used
+            stop = first + (self.start + self.most - at - MESSAGE.size) // 16 * 2
+            flags = more_flags | (LAST if stop >= numbers else 0)
+            if kind == SNAPSHOT and not first:
+                flags |= FIRST
+            some_bids = bids[first:stop]
+            some_asks = asks[max(0, first - len(bids)):max(0, stop - len(bids))]
+            first = stop
+            size = 40 + 8 * (len(some_bids) + len(some_asks))
             MESSAGE.pack_into(self.buffer, at, kind, size, instrument_id, sequence, event_ns, recv_ns,
                               flags, state, len(some_bids) >> 1, epoch)
             levels_struct((size - 40) // 8).pack_into(self.buffer, at + 40, *some_bids, *some_asks)
@@ -342,6 +345,7 @@ class LoopEncoder(Encoder):
     """Packets of the snapshot loop: `position()` is the sequence of the channel's next message, `number` counts them."""
 
     flags = SNAPSHOTS
+    is_dense = True
 
     def __init__(self, session, channel, emit, clock_ns, packet_bytes, seal, position):
         super().__init__(session, channel, emit, clock_ns, packet_bytes, seal)

@@ -22,6 +22,7 @@ from feeder.packet import (ALL_INSTRUMENTS, DEFINITION_BODY, INCREMENT, MESSAGE,
                            STATUS_BODY)
 
 MAX_EPOCH = 2**32 - 1
+MAX_AT_ONCE = 4                      # packets of a snapshot loop; one that ends a book may follow
 MAX_BEHIND_NS = 10 * MILLISECOND     # a snapshot loop that was kept waiting longer does not make up for it
 
 
@@ -231,7 +232,7 @@ class SnapshotLoop:
             self.due_ns += self.send() * self.interval_ns
 
     def send(self):
-        """Send as many instruments as a packet holds, or one in several packets; return how many packets."""
+        """Send as many instruments as fill a packet or, where books are larger than that, a few; return how many packets."""
         encoder, entries = self.encoder, self.entries
         before = encoder.packets
         if not self.turn:
@@ -243,7 +244,8 @@ class SnapshotLoop:
                 self.turn = 0
                 self.rounds += 1
                 break
-            if encoder.packets != before or encoder.used + repeated_bytes(entries[self.turn]) > encoder.limit:
+            if encoder.used + repeated_bytes(entries[self.turn]) > encoder.limit and (
+                    encoder.used > encoder.limit // 2 or encoder.packets - before >= MAX_AT_ONCE):
                 break
         encoder.flush()
         return encoder.packets - before

@@ -10,11 +10,11 @@ from test_venue_binance import samples
 from feeder import book, packet
 from feeder.errors import RangeError
 from feeder.fixed import INT64_MAX, to_text
-from feeder.instrument import Instrument
+from feeder.instrument import Instrument, channel_index
 from feeder.message import BUY, LIVE, REASON_CODES, STALE, SYNCING
-from feeder.packet import INCREMENT, REFRESH, SNAPSHOT, Encoder
+from feeder.packet import INCREMENT, REFRESH, SNAPSHOT, Encoder, LoopEncoder
 from feeder.pipeline import Pipeline
-from feeder.publish import Publisher
+from feeder.publish import Publisher, SnapshotLoop
 from feeder.receiver import Receiver
 
 
@@ -209,6 +209,196 @@ def test_venue_status_reaches_the_receiver():
     assert (status.instrument_id, status.venue, status.connected, status.text) == (
         packet.ALL_INSTRUMENTS, "binance_spot", 0, "disconnect")
     assert desk.receiver.venues["binance_spot"].reason == REASON_CODES["disconnect"]
+
+
+# -- several channels, and the snapshot loop beside each ---------------------------------------------------------
+
+
+class Station:
+    """A Publisher of several channels with their snapshot loops, and what they sent: packets, and truth by sequence."""
+
+    def __init__(self, count=12, channels=2, depth=20, packet_bytes=1472, rate=200):
+        self.now_ns = 1
+        self.packets = [[] for _ in range(channels)]
+        self.looped = [[] for _ in range(channels)]
+        self.loop_bytes = 0
+        self.encoders = [Encoder(1, number, lambda view, number=number: self.packets[number].append(
+            packet.decode(bytes(view))), self.clock, packet_bytes) for number in range(channels)]
+        self.publisher = Publisher(self.encoders, lambda *what: None)
+        self.loops = [SnapshotLoop(entries, LoopEncoder(
+            1, number, lambda view, number=number: self.emit_loop(number, view), self.clock, packet_bytes, None,
+            lambda encoder=encoder: encoder.sequence + encoder.count), rate)
+            for number, (entries, encoder) in enumerate(zip(self.publisher.carried, self.encoders))]
+        self.instruments = [Instrument(number, "binance_spot", f"COIN{number}USDT", price_decimals=2,
+                                       quantity_decimals=3, depth=depth) for number in range(count)]
+        for instrument in self.instruments:
+            self.publisher.define(instrument, 1, 1)
+
+    def clock(self):
+        return self.now_ns
+
+    def emit_loop(self, number, view):
+        self.loop_bytes += len(view)
+        self.looped[number].append(packet.decode(bytes(view)))
+
+    def books(self, channel):
+        """Yield (number of the next message, {instrument id: (definition, (bids, asks) or status)}) after each message."""
+        known = {}
+        expected = 1
+        for sent in self.packets[channel]:
+            assert sent.sequence == expected
+            for message in sent.messages:
+                expected += 1
+                number = message.instrument_id
+                definition, state = known.get(number, (None, (SYNCING, 0, REASON_CODES["start"])))
+                if isinstance(message, packet.Definition):
+                    definition = message
+                elif isinstance(message, packet.Status):
+                    state = message.state, message.epoch, message.reason
+                elif isinstance(message, packet.Book):
+                    if message.flags & packet.FIRST:
+                        state = {}, {}
+                    state = tuple({price: quantity for price, quantity in {**side, **dict(zip(*[iter(levels)] * 2))}.items()
+                                   if quantity} for side, levels in zip(state, (message.bids, message.asks)))
+                known[number] = definition, state
+                yield expected, dict(known)
+
+    def repeated(self, channel):
+        """Yield (sequence, instrument id, definition, (bids, asks) or status) of the snapshot loop, parts put together."""
+        definition, parts, number = None, None, 0
+        for sent in self.looped[channel]:
+            number += 1
+            assert sent.loop == number and sent.flags == packet.SNAPSHOTS and sent.message_count == len(sent.messages)
+            assert parts is None or sent.sequence == parts_of
+            for message in sent.messages:
+                if isinstance(message, packet.Definition):
+                    assert parts is None
+                    definition = message
+                elif isinstance(message, packet.Status):
+                    yield sent.sequence, message.instrument_id, definition, (message.state, message.epoch, message.reason)
+                elif isinstance(message, packet.Book):
+                    assert message.flags & REFRESH and message.state == LIVE and message.event_ns == 0
+                    if message.flags & packet.FIRST:
+                        parts, parts_of = ({}, {}), sent.sequence
+                    for side, levels in zip(parts, (message.bids, message.asks)):
+                        side.update(zip(levels[::2], levels[1::2]))
+                    if message.flags & packet.LAST:
+                        yield sent.sequence, message.instrument_id, definition, parts
+                        parts = None
+        assert parts is None
+
+
+def test_an_instrument_is_on_one_channel_and_a_venue_on_all():
+    station = Station(count=30, channels=3)
+    publisher = station.publisher
+    for coin in station.instruments:
+        publisher.snapshot(coin, 1, 0, 1, [10_000, 5], [10_001, 6])
+        publisher.increment(coin, 2, 0, 2, [9_999, 5], [])
+        publisher.trade(coin, 3, 1, 2, 3, 10_050, 7, BUY)
+        publisher.bbo(coin, 8, 4, 5, 10_000, 1, 10_001, 2)
+        publisher.stale(coin, "gap", 9)
+    publisher.venue_status("binance_spot", False, "disconnect", 5)
+    for _ in station.instruments:
+        publisher.refresh()
+    publisher.flush()
+    seen = set()
+    for number, packets in enumerate(station.packets):
+        messages = [message for sent in packets for message in sent.messages]
+        ids = {message.instrument_id for message in messages} - {packet.ALL_INSTRUMENTS}
+        assert ids == {coin.instrument_id for coin in station.instruments
+                       if channel_index(coin.venue, coin.symbol, 3) == number}
+        assert len(ids) >= 5 and not ids & seen and {sent.channel for sent in packets} == {number}
+        assert [message.venue for message in messages if message.instrument_id == packet.ALL_INSTRUMENTS] == ["binance_spot"]
+        assert len(messages) == 1 + 8 * len(ids)
+        seen |= ids
+    assert len(seen) == 30
+
+
+def test_the_rule_of_channels_is_what_it_always_was():
+    """Two feeders, of two releases, must divide alike."""
+    assert [channel_index(*key, 7) for key in (("binance_spot", "BTCUSDT"), ("okx", "BTC-USDT"), ("upbit", "KRW-BTC"),
+                                               ("binance_spot", "\u5e01USDT"))] == [4, 4, 3, 0]
+
+
+@pytest.mark.parametrize("depth, packet_bytes, fill", [(5, 1472, 0.7), (20, 1472, 0.8), (0, 1472, 0.8), (20, 256, 0.9),
+                                                       (20, 9000, 0.4)])
+def test_what_the_snapshot_loop_tells_holds_at_its_sequence(depth, packet_bytes, fill):
+    """Events, resyncs and changes of scale at random; each repeated book is what the channel's own messages make it."""
+    rng = dice(17)
+    station = Station(depth=depth, packet_bytes=packet_bytes)
+    publisher = station.publisher
+    for sequence in range(1, 1_500):
+        coin = rng.choice(station.instruments)
+        what = rng.random()
+        if publisher.entries[coin.instrument_id].state != LIVE or what < 0.01:
+            publisher.snapshot(coin, sequence, 0, 1, [n for price in range(9_990, 9_900, -1) for n in (price, 3)],
+                               [n for price in range(10_010, 10_100) for n in (price, 4)])
+        elif what < 0.02:
+            publisher.stale(coin, "gap", 2)
+        elif what < 0.022 and coin.price_decimals < 12:
+            coin.price_decimals += 3
+            coin.rescale()
+            publisher.define(coin, 1000, 1)
+        else:
+            scale = 10 ** (coin.price_decimals - 2)
+            publisher.increment(coin, sequence, 0, sequence, *(
+                [n for _ in range(rng.randrange(4)) for n in ((start + sign * rng.randrange(40)) * scale, rng.choice((0, 7)))]
+                for start, sign in ((9_990, -1), (10_010, 1))))
+        if rng.random() < 0.2:
+            publisher.flush()
+        if rng.random() < 0.3:
+            rng.choice(station.loops).send()
+    publisher.flush()
+    for channel, loop in enumerate(station.loops):
+        truth = dict(station.books(channel))
+        compared = 0
+        for sequence, number, definition, state in station.repeated(channel):
+            assert (definition, state) == truth[sequence][number]
+            compared += isinstance(state[0], dict)
+        rounds = [message for sent in station.looped[channel] for message in sent.messages
+                  if isinstance(message, packet.Round)]
+        assert [each.number for each in rounds] == list(range(1, len(rounds) + 1)) and len(rounds) >= 3
+        assert {each.instrument_count for each in rounds} == {len(loop.entries)} and compared >= 15
+        print(f"channel {channel}: {compared} books, {len(station.looped[channel])} packets, {loop.rounds} rounds")
+    filled = station.loop_bytes / sum(map(len, station.looped)) / packet_bytes
+    print(f"{filled:.2f} of a packet are filled")
+    assert filled > fill
+
+
+def test_the_snapshot_loop_keeps_its_pace_and_makes_up_for_little():
+    station = Station(count=40, channels=1, packet_bytes=256)     # a packet holds one definition and not its status
+    loop, = station.loops
+    for coin in station.instruments:
+        station.publisher.snapshot(coin, 1, 0, 1, [10_000, 5], [10_001, 6])
+    second = 1_000_000_000
+    for now_ns in range(0, 2 * second, second // 1000):
+        loop.run(now_ns)
+    assert 398 <= loop.encoder.packets <= 405
+    begins = [sent.loop for sent in station.looped[0] if isinstance(sent.messages[0], packet.Round)]
+    assert loop.rounds == len(begins) - 1 >= 4 and abs(loop.round_ns - (begins[-1] - begins[-2]) * second / 200) < second / 40
+    sent = loop.encoder.packets
+    loop.run(10 * second)                                         # it was kept waiting for eight seconds
+    assert 1 <= loop.encoder.packets - sent <= 10
+    fast = SnapshotLoop(loop.entries, loop.encoder, 5_000)
+    sent = loop.encoder.packets
+    for now_ns in range(0, second, second // 200):                # several a turn, where turns are rare
+        fast.run(now_ns)
+    assert abs(loop.encoder.packets - sent - 5_000) < 50
+
+
+def test_a_snapshot_loop_of_nothing_is_silent_and_takes_in_who_comes_later():
+    station = Station(count=0, channels=1)
+    loop, = station.loops
+    loop.run(1)
+    assert station.looped == [[]]
+    station.publisher.define(Instrument(0, "okx", "BTC-USDT"), 1, 1)
+    loop.run(2)
+    (sent,), = station.looped
+    assert kinds(sent.messages) == ["round", "definition", "status"] and sent.sequence == 2
+    station.publisher.define(Instrument(1, "okx", "ETH-USDT"), 1, 1)
+    loop.run(10_000_000)
+    assert kinds(station.looped[0][-1].messages) == ["round", "definition", "status", "definition", "status"]
+    assert station.looped[0][-1].sequence == 3
 
 
 # -- numbers that do not fit eight decimals, through the whole pipeline --------------------------------------
