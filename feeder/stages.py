@@ -3,8 +3,9 @@
     workers: 0     Input ─▶ Publisher ─▶ Output                                    one loop (run.py)
     workers: N     Input ─▶ RecordWriter ─▶ ring ─▶ RecordReader ─▶ Publisher ─▶ Output     processes (worker.py)
 
-    Publisher ─▶ Encoder ─▶ Channel ─▶ its group, then who gets everything, too (output.fan_out)         one each channel
+    Publisher ─▶ Encoder ─▶ Channel ─▶ its group, then who gets everything, too (output.fan_out), then its store
     Publisher ─▶ LoopEncoder ─▶ the same addresses at the snapshot port
+    who missed packets ◀─▶ Retransmission ◀─ the channels' stores
 
 Besides the data two timers of Output send: the round in which all instruments are repeated for late joiners (SnapshotLoop,
 or in the channels where there is no snapshot port), and the heartbeat of an idle channel.
@@ -19,10 +20,14 @@ destination's. Datagrams that are full so soon after one another that sending is
 """
 
 import logging
+import os
 from functools import partial
 
 from feeder import clock, config as configuration, report
+from feeder.control import Server, Store, parse_networks
 from feeder.counter import Histogram
+from feeder.endpoint import Endpoint
+from feeder.errors import HostError
 from feeder.fixed import to_text
 from feeder.host import measures
 from feeder.host.measures import Measures
@@ -31,13 +36,15 @@ from feeder.ingest import SNAPSHOTS_AT_ONCE, Feed, Hosts
 from feeder.keyfile import read_key
 from feeder.log import Limited
 from feeder.message import LIVE, STALE, STATE_NAMES, SYNCING
-from feeder.net import PacketSender
+from feeder.net import PacketSender, UnicastSocket
 from feeder.packet import Encoder, LoopEncoder, largest
 from feeder.publish import SnapshotLoop
 
 log = logging.getLogger("feeder.run")
 
 HEARTBEAT_NS = clock.SECOND
+RETRY_NS = 10 * clock.SECOND                # until a port that somebody else has is asked for again
+SECRET_BYTES = 32
 ROUND_NS = 2 * clock.SECOND                 # one refresh round, where MIN_REFRESH_NS allows
 MIN_SNAPSHOT_NS = clock.MILLISECOND         # between turns of the snapshot loops: timers know no less
 MIN_REFRESH_NS, MAX_REFRESH_NS = 5 * clock.MILLISECOND, 100 * clock.MILLISECOND
@@ -145,7 +152,8 @@ class Channel:
         self.copies = copies
         self.sent_at_beat = 0
         self.encoder = Encoder(output.session, number, self.emit, output.clock_ns, output.packet_bytes, output.seal)
-        self.loop = self.loop_senders = None
+        self.packet_bytes = self.encoder.packet_bytes
+        self.store = self.loop = self.loop_senders = None
 
     def emit(self, datagrams):
         count = self.sender.send(datagrams)
@@ -155,6 +163,11 @@ class Channel:
             output.recent.add(clock.stopwatch_ns() - received_ns, count)
         for sender in self.copies:
             sender.send(datagrams)
+        if self.store is not None:
+            if len(datagrams) > self.packet_bytes:
+                self.store.add_burst(datagrams, self.packet_bytes)
+            else:
+                self.store.add(datagrams)
 
     def add_loop(self, entries, senders, packets_per_second):
         """Repeat the entries at those sockets, too."""
@@ -181,9 +194,55 @@ class Channel:
     def figures(self, entries):
         sender, loop = self.sender, self.loop
         return {"channel": self.encoder.channel, "endpoint": str(self.endpoint), "instruments": len(entries),
-                "published_messages": self.encoder.sequence - 1, **counts(sender),
+                "published_messages": self.encoder.sequence - 1, **sent_by(sender),
                 "snapshot_packets": loop.encoder.packets if loop else 0, "rounds": loop.rounds if loop else 0,
                 "round_ns": loop.round_ns if loop else 0}
+
+
+class Retransmission:
+    """Sends again what is asked for, of the channels' stores. A port that another feeder has is waited for."""
+
+    def __init__(self, config, loop, channels, seal):
+        self.loop = loop
+        self.where = Endpoint(config.retransmit_address, config.retransmit_port, None)
+        self.send_buffer_bytes = config.send_buffer_bytes
+        for channel in channels:
+            channel.store = Store(config.retransmit_datagrams, channel.packet_bytes)
+        self.stores = {channel.encoder.channel: channel.store for channel in channels}
+        self.server = Server(self.stores, parse_networks(config.retransmit_networks), os.urandom(SECRET_BYTES), seal,
+                             config.retransmit_packets_per_second)
+        self.socket = None
+        self.error, self.failures = "", 0       # why there is none now; how often there was none
+
+    def open(self):
+        try:
+            self.socket = UnicastSocket(self.where.address, self.where.port, send_buffer_bytes=self.send_buffer_bytes)
+        except HostError as error:
+            self.failures += 1
+            self.error = str(error)
+            if self.failures == 1:
+                log.warning("nothing is sent again to who missed it: %s; tried again every %d s", error,
+                            RETRY_NS // clock.SECOND)
+            self.loop.call_after(RETRY_NS, self.open)
+            return
+        self.error = ""
+        self.loop.register(self.socket, read=self.serve)
+        if self.failures:
+            log.info("who missed packets is answered at %s, now that it is free", self.where)
+
+    def serve(self):
+        self.socket.serve(self.server.receive, clock.steady_ns)
+
+    def figures(self):
+        sock = self.socket
+        return {"endpoint": str(self.where), "error": self.error, "failures": self.failures,
+                "kept": sum(map(len, self.stores.values())), **self.server.counts,
+                "not_sent": sock.dropped if sock else 0, "send_errors": sock.errors if sock else 0}
+
+    def close(self):
+        if self.socket is not None:
+            self.loop.unregister(self.socket)
+            self.socket.close()
 
 
 class Output:
@@ -212,6 +271,10 @@ class Output:
         self.channels = [Channel(self, output.channel + index, endpoint, opened(endpoint), self.copies)
                          for index, endpoint in enumerate(configuration.channels(output))]
         self.encoders = [channel.encoder for channel in self.channels]
+        self.retransmission = None
+        if output.retransmit_port:
+            self.retransmission = Retransmission(output, loop, self.channels, self.seal)
+            stack.callback(self.retransmission.close)
         self.loop_senders = []
         if output.snapshot_port:
             alone = measures.socket_options(config.hft, 0, output.send_buffer_bytes)
@@ -236,6 +299,8 @@ class Output:
         for channel, entries, senders in zip(self.channels, self.publisher.carried, self.loop_senders):
             channel.add_loop(entries, list(dict.fromkeys(senders)), output.snapshot_packets_per_second)
         self.heartbeat()
+        if self.retransmission is not None:
+            self.retransmission.open()
         if output.snapshot_port:
             self.snapshots()
         else:
@@ -290,9 +355,10 @@ class Output:
         return {"session": self.session, "channels": channels,
                 **{key: sum(channel[key] for channel in channels) for key in (*COUNTS, "published_messages")},
                 "burst_way": sender.burst_text, "send_buffer_bytes": sender.send_buffer_bytes,
-                "fan_out": [{"endpoint": str(endpoint), **counts(self.senders[endpoint])}
+                "fan_out": [{"endpoint": str(endpoint), **sent_by(self.senders[endpoint])}
                             for endpoint in configuration.fan_out(self.config)],
-                "snapshot_loop": self.loop_figures(channels), "states": states,
+                "snapshot_loop": self.loop_figures(channels) if self.loop_senders else None,
+                "retransmission": self.retransmission.figures() if self.retransmission else None, "states": states,
                 "recent_ns": {"p50": p50, "p99": p99, "max": recent.max}, "latency_ns": self.latency.summary(),
                 "faults": self.faults, "entries": list(map(shown_entry, self.publisher.entries[:shown]))}
 
@@ -312,7 +378,7 @@ class Output:
 COUNTS = "packets", "bytes", "not_sent", "send_errors", "bursts"
 
 
-def counts(sender):
+def sent_by(sender):
     """Return what left by a PacketSender, and what did not."""
     return dict(zip(COUNTS, (sender.sent, sender.bytes, sender.dropped, sender.errors, sender.bursts)))
 

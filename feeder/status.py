@@ -86,7 +86,35 @@ class Status:
         return (f"{figures['seconds']}: {sum(self.rates[name].per_second for name in venues):,.0f} updates/s, "
                 f"{figures['packets']}; books {counted}; gaps {sum(venue['gaps'] for venue in venues.values())}; "
                 f"latency {figures['latency']}; memory {figures['memory']}; {figures['brief']}"
-                + (f"; NOT SENT {figures['not_sent']:,}" if figures["not_sent"] else ""))
+                + (f"; NOT SENT {figures['not_sent']:,}" if figures["not_sent"] else "")
+                + "".join(f"; {text}" for text in self.faults()))
+
+    def faults(self):
+        """Return what does not work beside the channels themselves, as sentences' beginnings; the screen and line show them."""
+        output, again = self.output, self.output["retransmission"]
+        lost = sum(each["not_sent"] + each["send_errors"] for each in output["fan_out"])
+        looped = output["snapshot_loop"]
+        unsent = looped["not_sent"] + looped["send_errors"] if looped else 0
+        return [text for text in (
+            f"FAN-OUT NOT SENT {lost:,}" if lost else "", f"SNAPSHOTS NOT SENT {unsent:,}" if unsent else "",
+            f"NO RETRANSMISSION: {again['error']}" if again and again["error"] else "") if text]
+
+    def distribution(self):
+        """Return the lines of the screen about what leaves besides the first channel's packets."""
+        output = self.output
+        channels, looped, again = output["channels"], output["snapshot_loop"], output["retransmission"]
+        lines = [f"channel {each['channel']:<4} {each['endpoint']}: {each['instruments']:,} instruments, "
+                 f"{each['packets']:,} packets, not sent {each['not_sent'] + each['send_errors']:,}"
+                 for each in channels] if len(channels) > 1 else []
+        lines += [f"also to      {each['endpoint']}: {each['packets']:,} packets, not sent "
+                  f"{each['not_sent'] + each['send_errors']:,}" for each in output["fan_out"]]
+        if looped:
+            lines.append(f"snapshots    at port {self.config.output.snapshot_port}: {looped['rounds']:,} rounds, the last one in "
+                         f"{time_text(looped['round_ns'])}")
+        if again:
+            lines.append(f"missed       asked {again['requests']:,}, sent again {again['packets']:,} packets, not kept "
+                         f"{again['unavailable']:,}, too much {again['busy']:,}, from strangers {again['other_networks']:,}")
+        return lines + [f"             {text}" for text in self.faults()]
 
     def screen(self, size, more=()):
         """Return the lines of the status for a terminal of that size; `more` are lines of the caller's."""
@@ -96,6 +124,7 @@ class Status:
             f"feeder run   {self.config.source}   {figures['seconds']}   Ctrl-C ends",
             f"output       {output.group}:{output.port} on {output.interface or 'any interface'}: "
             f"{figures['packets']}, {size_text(self.rates['bytes'].per_second)}/s, not sent {figures['not_sent']:,}",
+            *self.distribution(),
             f"latency      socket to datagram: {figures['latency']}",
             f"memory       {figures['memory']}" + (f"   log {logs.path()}" if logs.path() else ""), *more]
         for name, process in self.processes.items():
@@ -136,6 +165,7 @@ class Status:
             "bytes": output["bytes"], "not_sent": output["not_sent"], "send_errors": output["send_errors"],
             "bursts": output["bursts"], "burst_way": output["burst_way"],
             "send_buffer_bytes": output["send_buffer_bytes"], "published_messages": output["published_messages"],
+            **{key: output[key] for key in ("channels", "fan_out", "snapshot_loop", "retransmission")},
             "books": self.states(), "gaps": sum(row.get("gaps", 0) for row in rows),
             "resyncs": sum(row.get("resyncs", 0) for row in rows), "latency_ns": output["latency_ns"],
             "memory_bytes": self.sum("memory_bytes"), "measures": first["measures"], "usage": first["usage"],

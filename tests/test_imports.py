@@ -64,7 +64,7 @@ HOMES = {
     "random": {"feeder.twin", "feeder.ingest"},                                    # ingest: jitter of reconnects
     "os": {"feeder.host", "feeder.keyfile", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",
            "feeder.config", "feeder.line", "feeder.listings", "feeder.listen", "feeder.replay", "feeder.run", "feeder.twin",
-           "feeder.supervise", "feeder.worker", "feeder.pipe", "feeder.bench", "feeder.doctor", "feeder.cli",
+           "feeder.supervise", "feeder.stages", "feeder.worker", "feeder.pipe", "feeder.bench", "feeder.doctor", "feeder.cli",
            "feeder.websocket.connection"},
     "json": {"feeder.venue", "feeder.twin", "feeder.config", "feeder.capture", "feeder.report", "feeder.listen",
              "feeder.pipe", "feeder.bench", "feeder.venues",

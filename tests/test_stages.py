@@ -1,4 +1,6 @@
-"""Output: what leaves in bursts, what the figures say of it, and what becomes of it when the kernel no longer can."""
+"""Output: what leaves in bursts, and what becomes of it when the kernel no longer can; who gets what, what is repeated and
+what is sent again, by real sockets; what the figures say of it.
+"""
 
 import socket
 import sys
@@ -6,15 +8,26 @@ from contextlib import ExitStack
 
 import pytest
 
-from feeder import clock, config as configuration
+from feeder import clock, config as configuration, stages
+from feeder.control.datagram import (CHALLENGE, NO_TOKEN, REQUEST, UNAVAILABLE, Control, decode as control_of, encode,
+                                     is_control)
+from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE
-from feeder.net import Loop, PacketReceiver
-from feeder.packet import Padding, decode
+from feeder.net import Loop, PacketReceiver, UnicastSocket
+from feeder.packet import (ALL_INSTRUMENTS, END, HEARTBEAT, REFRESH, RETRANSMITTED, SIGNED, SNAPSHOTS, Book, Padding, Round,
+                           decode)
 from feeder.publish import Publisher
+from feeder.seal import Seal
 from feeder.stages import Output
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="UDP_SEGMENT is Linux's")
 GROUP = "239.192.7.6"
+
+
+def free_port():
+    sock = UnicastSocket()
+    sock.close()
+    return sock.port
 
 
 class Running:
@@ -104,3 +117,205 @@ def test_a_kernel_that_refuses_half_way_loses_nothing_and_is_not_padded_for_any_
         assert running.check() == (10, 0) and running.encoder.burst == 1
         assert running.output.figures(0)["burst_way"] == "one at a time: Invalid argument"
         assert running.output.figures(0)["send_errors"] == running.output.figures(0)["not_sent"] == 0
+
+
+# -- several channels, their snapshot loops, copies, and packets that are sent again ---------------------------------
+
+
+class Site:
+    """What listens on the wire; then, by start(), an Output and a publisher of `count` instruments, in one loop."""
+
+    def __init__(self, stack):
+        self.stack = stack
+        self.receivers, self.heard = [], {}          # port: datagrams
+        self.loop = Loop()
+        stack.callback(self.loop.close)
+
+    def listen(self, address, port=0):
+        """Hear what comes there; return the port."""
+        receiver = PacketReceiver(address, port, interface="lo" if ":" in address else "127.0.0.1")
+        self.stack.callback(receiver.close)
+        self.receivers.append(receiver)
+        self.heard.setdefault(receiver.port, [])
+        return receiver.port
+
+    def start(self, count=12, **output):
+        """What is not asked for is off: no snapshot loop, nothing sent again."""
+        config = configuration.builtin()
+        for key, value in {"group": GROUP, "snapshot_port": 0, "retransmit_port": 0, **output}.items():
+            setattr(config.output, key, value)
+        self.output = Output(config, self.loop, self.stack)
+        self.publisher = self.output.publisher = Publisher(self.output.encoders, None)
+        self.instruments = [Instrument(number, "okx", f"COIN{number}-USDT") for number in range(count)]
+        for instrument in self.instruments:
+            self.publisher.define(instrument, 1, 1)
+        self.output.start()
+        for instrument in self.instruments:
+            self.publisher.snapshot(instrument, 1, 2, 3, [100, 1], [101, 1])
+        self.publisher.flush()
+
+    def until(self, condition):
+        give_up_ns = clock.steady_ns() + 10 * clock.SECOND
+        buffer = memoryview(bytearray(65_536))
+        while True:
+            for receiver in self.receivers:
+                while True:
+                    size = receiver.receive_into(buffer)
+                    if size is None:
+                        break
+                    self.heard[receiver.port].append(bytes(buffer[:size]))
+            if condition():
+                return
+            assert clock.steady_ns() < give_up_ns, "waited in vain"
+            self.loop.run_once(5 * clock.MILLISECOND)
+
+    def all_of(self, port):
+        """What came to a port, when the session is over."""
+        self.until(lambda: self.heard[port] and decode(self.heard[port][-1]).flags & END)
+        return self.heard[port]
+
+
+def messages(datagrams):
+    return [message for datagram in datagrams for message in decode(datagram).messages]
+
+
+def test_channels_go_where_they_are_told_and_copies_get_all_of_them():
+    with ExitStack() as stack:
+        site = Site(stack)
+        first, second, copy = site.listen(GROUP), site.listen("239.192.7.8"), site.listen("127.0.0.1")
+        site.start(channel=7, port=first, more_channels=[f"239.192.7.8:{second}"], fan_out=[f"127.0.0.1:{copy}"])
+        site.output.end()
+        one, two = site.all_of(first), site.all_of(second)
+        site.until(lambda: len(site.heard[copy]) == len(one) + len(two))
+        assert sorted(site.heard[copy]) == sorted(one + two)
+        assert {decode(each).channel for each in one} == {7} and {decode(each).channel for each in two} == {8}
+        ids = [{message.instrument_id for message in messages(each)} for each in (one, two)]
+        assert len(ids[0]) + len(ids[1]) == 12 and len(ids[0] | ids[1]) == 12 and min(map(len, ids)) >= 2
+        figures = site.output.figures(0)
+        assert [(each["channel"], each["endpoint"], each["instruments"]) for each in figures["channels"]] == [
+            (7, f"{GROUP}:{first}@127.0.0.1", len(ids[0])), (8, f"239.192.7.8:{second}@127.0.0.1", len(ids[1]))]
+        assert figures["packets"] == len(one) + len(two) == figures["fan_out"][0]["packets"]
+        assert figures["published_messages"] == len(messages(one + two)) and figures["retransmission"] is figures["snapshot_loop"] is None
+
+
+def test_each_channel_has_its_heartbeat(monkeypatch):
+    monkeypatch.setattr(stages, "HEARTBEAT_NS", clock.MILLISECOND)
+    with ExitStack() as stack:
+        site = Site(stack)
+        ports = site.listen(GROUP), site.listen("239.192.7.8")
+        site.start(count=0, port=ports[0], more_channels=[f"239.192.7.8:{ports[1]}"])
+        site.until(lambda: all(len(site.heard[port]) >= 3 for port in ports))
+        for number, port in enumerate(ports):
+            assert {(sent.channel, sent.flags, sent.sequence) for sent in map(decode, site.heard[port])} == {
+                (number, HEARTBEAT, 1)}
+
+
+def test_who_hears_nothing_but_the_snapshot_loop_knows_every_book_and_where_it_stands():
+    with ExitStack() as stack:
+        site = Site(stack)
+        first, second, copy = site.listen(GROUP), site.listen("239.192.7.8"), site.listen("127.0.0.1")
+        port = site.listen(GROUP)
+        site.listen("239.192.7.8", port)
+        site.listen("127.0.0.1", port)
+        site.start(port=first, more_channels=[f"239.192.7.8:{second}"], fan_out=[f"127.0.0.1:{copy}"], snapshot_port=port,
+                   snapshot_packets_per_second=1000)
+        site.until(lambda: all(channel.loop.rounds >= 3 for channel in site.output.channels))
+        looped = [decode(each) for each in site.heard[port]]
+        for number, channel in enumerate(site.output.channels):
+            ours = [each for each in looped if each.channel == number]
+            assert all(ours.count(each) == 2 for each in ours), "the group's and the copy"
+            assert all(each.flags == SNAPSHOTS and each.session == site.output.session for each in ours)
+            rounds = [message.number for each in ours for message in each.messages if isinstance(message, Round)]
+            assert rounds[0] == 1 and set(rounds) >= {1, 2, 3}
+            last = [each for each in ours if each.messages[0].instrument_id == ALL_INSTRUMENTS][-1]
+            assert last.sequence == channel.encoder.sequence
+            books = {message.instrument_id for each in ours for message in each.messages if isinstance(message, Book)}
+            assert books == {entry.instrument.instrument_id for entry in site.publisher.carried[number]}
+        figures = site.output.figures(0)
+        assert figures["snapshot_loop"]["rounds"] >= 3 and figures["snapshot_loop"]["round_ns"] > 0
+        assert figures["snapshot_loop"]["not_sent"] == figures["snapshot_loop"]["send_errors"] == 0
+
+
+def test_without_a_snapshot_port_the_channels_repeat_what_they_carry(monkeypatch):
+    monkeypatch.setattr(stages, "ROUND_NS", 1)
+    with ExitStack() as stack:
+        site = Site(stack)
+        ports = site.listen(GROUP), site.listen("239.192.7.8")
+        site.start(port=ports[0], more_channels=[f"239.192.7.8:{ports[1]}"])
+        site.until(lambda: sum(isinstance(message, Book) and bool(message.flags & REFRESH) for port in ports
+                               for message in messages(site.heard[port])) >= 12)
+        assert site.publisher.turn != 0 and not any(decode(each).flags & SNAPSHOTS
+                                                    for port in ports for each in site.heard[port])
+
+
+def ask(site, sock, where, channel, session, first, count, seal=None):
+    """Ask as docs/protocol.md says, a challenge being answered; return the datagrams that came then."""
+    buffer, came = memoryview(bytearray(65_536)), []
+    token = NO_TOKEN
+
+    def answered():
+        found = sock.receive_into(buffer)
+        if found is not None:
+            came.append(bytes(buffer[:found[0]]))
+        return bool(came)
+    for _ in range(2):
+        came.clear()
+        sock.send(encode(Control(REQUEST, channel, session, first, count, 0, token), seal), where)
+        site.until(answered)
+        if is_control(came[0]) and control_of(came[0], seal).kind == CHALLENGE:
+            token = control_of(came[0], seal).token
+    while answered() and sock.receive_into(buffer) is not None:
+        raise AssertionError("more than was asked for")
+    return came
+
+
+@pytest.mark.parametrize("is_signed", [False, True])
+def test_what_was_sent_is_sent_again_to_who_asks(tmp_path, is_signed):
+    with ExitStack() as stack:
+        site = Site(stack)
+        first, second = site.listen(GROUP), site.listen("239.192.7.8")
+        key = tmp_path / "feeder.key"
+        key.write_text("0123456789abcdef")
+        key.chmod(0o600)
+        asker = UnicastSocket()
+        stack.callback(asker.close)
+        where = "127.0.0.1", free_port()
+        site.start(port=first, more_channels=[f"239.192.7.8:{second}"], retransmit_port=where[1], packet_bytes=256,
+                   key_file=str(key) if is_signed else "")
+        site.output.end()
+        seal = Seal(b"0123456789abcdef") if is_signed else None
+        for channel, port in enumerate((first, second)):
+            sent = site.all_of(port)[1]                  # a packet of two messages or so, after the first heartbeat
+            packet = decode(sent)
+            assert packet.message_count and bool(packet.flags & SIGNED) == is_signed
+            assert seal is None or all(map(seal.verify, site.heard[port]))
+            again, = ask(site, asker, where, channel, packet.session, packet.sequence, 1, seal)
+            assert decode(again).flags == packet.flags | RETRANSMITTED and decode(again).messages == packet.messages
+            assert seal is None or seal.verify(again)
+        answer, = ask(site, asker, where, 0, 12345, 1, 1, seal)
+        assert control_of(answer, seal).kind == UNAVAILABLE
+        figures = site.output.figures(0)["retransmission"]
+        assert (figures["requests"], figures["packets"], figures["unavailable"], figures["error"]) == (3, 2, 1, "")
+        assert figures["kept"] == sum(decode(each).message_count > 0 for port in (first, second) for each in site.heard[port])
+
+
+def test_a_port_that_another_feeder_has_is_said_once_and_taken_when_it_is_free(monkeypatch, caplog):
+    caplog.set_level("INFO", "feeder.run")
+    monkeypatch.setattr(stages, "RETRY_NS", clock.MILLISECOND)
+    with ExitStack() as stack:
+        site = Site(stack)
+        other = UnicastSocket()
+        port = site.listen(GROUP)
+        site.start(port=port, retransmit_port=other.port)
+        again = site.output.retransmission
+        site.until(lambda: again.failures >= 3)
+        assert "Address already in use" in site.output.figures(0)["retransmission"]["error"]
+        assert caplog.text.count("nothing is sent again to who missed it: cannot bind 127.0.0.1:") == 1
+        other.close()
+        site.until(lambda: again.socket is not None)
+        assert site.output.figures(0)["retransmission"]["error"] == "" and "now that it is free" in caplog.text
+        asker = UnicastSocket()
+        stack.callback(asker.close)
+        sent = decode(site.heard[port][-1])
+        assert len(ask(site, asker, ("127.0.0.1", other.port), 0, sent.session, 1, 1)) == 1
+        assert site.loop.errors == 0
