@@ -533,7 +533,7 @@ def plan(config):
             "name": venue.name, "websocket_url": venue.websocket_url, "rest_url": venue.rest_url,
             "symbols": count, "channels": venue.channels, "published_depth": venue.published_depth,
             "streams": sum(routes),
-            "connections": sum(-(-streams // venue.streams_per_connection) for streams in routes),
+            "connections": venue.lines * sum(-(-streams // venue.streams_per_connection) for streams in routes),
             "snapshots": snapshots, "snapshot_levels": venue.snapshot_limit, "snapshot_weight": weight * snapshots,
             "snapshot_seconds": round(snapshot_seconds(weight * snapshots, venue.snapshot_weight_per_minute), 1)})
     return {"valid": True, "source": config.source, "venues": venues, "channels": channel_plan(config),

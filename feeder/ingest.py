@@ -260,9 +260,9 @@ class Feed:
         self.request_id = 1
         self.unknown_symbols = []
         self.silent = {}              # symbol -> instrument that let its deadline pass
-        self.venue = pipeline.venue(config.name, lines=getattr(config, "lines", 1))
+        self.venue = pipeline.venue(config.name, lines=config.lines)
         self.recovery = pipeline.recoveries[config.name]
-        self.recoveries = [self.recovery] if getattr(config, "lines", 1) == 1 else self.recovery.recoveries     # one a leg
+        self.recoveries = [self.recovery] if config.lines == 1 else self.recovery.recoveries     # one a leg
         self.instruments = [pipeline.define(self.venue, symbol, name=names.get((config.name, symbol)),
                                             depth=config.published_depth) for symbol in config.symbols]
         depth_lines = self.venue.lines(config.symbols, ["depth"], config.depth_interval_ms, 1 << 30,

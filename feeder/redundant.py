@@ -13,7 +13,7 @@ A book is stale when it is on no leg.
 
 A snapshot of a leg that comes back is passed on only if it is ahead of what was told. Where a leg's own sequence goes back,
 the venue began anew: by a snapshot, the other leg has to show that it did, too; else both start over.
-Trades and quotes: recovery.Echoes, for good.
+Trades and quotes: recovery.Echoes, for good. A trade that one leg lost comes when the other brings it: perhaps behind later ones.
 
 Only for venues whose book sequence is the same on every connection (`VenueFacts.shared`). `line` is whose bytes are being
 decoded: anything with a `leg`, or None for a book that came by REST, which every leg may take that waits for one.

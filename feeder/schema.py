@@ -42,6 +42,8 @@ SCHEMA = tuple(Key(*row) for row in (
      "request weight spent on snapshots; four fifths of what the venue grants an address"),
     ("venue", "connects_per_5_minutes", "int", BY_VENUE, (1, 1000), "connection attempts, first ones and repeated ones"),
     ("venue", "streams_per_connection", "int", BY_VENUE, (1, 1024), "streams before another connection is opened"),
+    ("venue", "lines", "int", 1, (1, 2),
+     "connections that bring the same; of two the first to bring an event counts, and either may be lost"),
     ("venue", "instruments_file", "text", "", (0, 1024),
      "where the venue's instrument list is kept, and read where it cannot be asked; relative to this file; empty: nowhere"),
     ("venue", "published_depth", "int", 20, (0, 5000), "levels a side that are published; 0 is all"),

@@ -31,6 +31,7 @@ from feeder.publish import Publisher
 from feeder.record import RecordReader, RecordWriter
 from feeder.ring import Ring
 from feeder.stages import Input, Output, Vitals, take_measures
+from feeder.venue import VENUES
 from feeder.venue.contract import Instruments
 
 log = logging.getLogger("feeder.worker")
@@ -152,6 +153,7 @@ class Publish(Process):
             for symbol in venue.symbols:
                 instrument = instruments.add(venue.name, symbol, name=config.names.get((venue.name, symbol)),
                                              depth=venue.published_depth)
+                instrument.shared = VENUES[venue.name].facts.shared_bits
                 self.publisher.define(instrument, 1, 1)
         self.readers, self.reader_of, self.connected, self.gone = [], {}, {}, {}
         for index, (fd, share) in enumerate(zip(job["rings"], configuration.shares(config, job["workers"]))):

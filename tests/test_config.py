@@ -296,6 +296,7 @@ def test_a_key_file_is_relative_to_its_file_and_for_its_users_only(folder):
     ("channels", ["depth", "trades"], 'channels[1]: found "trades", expected one of depth, trade, bbo'),
     ("channels", ["depth", "depth"], "no duplicate of channels[0]"),
     ("depth_interval_ms", 250, "depth_interval_ms: found 250, expected one of 100, 1000"),
+    ("lines", 3, "found 3, expected an integer from 1 to 2"),
     ("snapshot_limit", 5001, "snapshot_limit: found 5001, expected 1 to 5000"),
     ("snapshot_weight_per_minute", 249, "found 249, expected at least 250, the weight of one snapshot of 5000 levels"),
     ("stale_after_s", 0, "found 0, expected a number from 0.1 to 3600"),
@@ -503,11 +504,26 @@ def test_check_config_tells_what_goes_where(capsys, folder):
     assert "books are repeated in the channels" in out and "packets are not sent again" in out
 
 
-def test_check_config_counts_connections(capsys, folder):
-    edit(folder, "binance_usdm.json", lambda document: document.update(streams_per_connection=30, channels=["trade"]))
+@pytest.mark.parametrize("lines", [1, 2])
+def test_check_config_counts_connections(capsys, folder, lines):
+    edit(folder, "binance_usdm.json", lambda document: document.update(
+        streams_per_connection=30, channels=["trade"], lines=lines))
     _, out, _ = check(capsys, folder, "--json", "--venue", "binance_usdm")
     (venue,) = json.loads(out)["venues"]
-    assert (venue["streams"], venue["connections"], venue["snapshots"]) == (50, 2, 0)
+    assert (venue["streams"], venue["connections"], venue["snapshots"]) == (50, 2 * lines, 0)
+
+
+@pytest.mark.parametrize("name", schema.SUPPORTED_VENUES)
+def test_two_lines_only_where_the_venue_numbers_alike(tmp_path, name):
+    with open(os.path.join(SHIPPED, f"{name}.json"), encoding="utf-8") as file:
+        document = dict(json.load(file), lines=2)
+    path = tmp_path / f"{name}.json"
+    path.write_text(json.dumps(document))
+    if "depth" in schema.KNOWN_VENUES[name].shared:
+        assert config.load(path).venues[0].lines == 2
+    else:
+        with pytest.raises(ConfigError, match="lines: found 2, expected 1: the venue numbers"):
+            config.load(path)
 
 
 def test_check_config_says_what_is_wrong(capsys, folder):

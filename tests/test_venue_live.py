@@ -12,12 +12,14 @@ from test_ingest import desk
 
 from feeder import ingest, line
 from feeder.clock import MILLISECOND, SECOND, steady_ns
+from feeder.errors import VenueError
 from feeder.message import LIVE, STALE
 from feeder.net import Backoff
 from feeder.twin.faults import Fault
 from feeder.twin.registry import DIALECTS
 from feeder.venue import VENUES
 from feeder.venue.contract import REST
+from feeder.websocket import TEXT
 
 LIVE_VENUES = [name for name, venue in VENUES.items() if venue.facts and name in DIALECTS]
 every_venue = pytest.mark.parametrize("name", LIVE_VENUES)
@@ -200,6 +202,64 @@ def test_planned_rollovers_lose_nothing(name, seed, monkeypatch):
             assert len(ids) == len(set(ids)) > 10, "a trade came twice"
         check_trades(market, trades)
         assert row["connects"] >= 3 and row["received_bytes"] > 0
+
+
+class Lossy:
+    """A WebSocket machine that forgets every other message."""
+
+    def __init__(self, websocket):
+        self.websocket = websocket
+        self.turn = 0
+
+    def __getattr__(self, name):
+        return getattr(self.websocket, name)
+
+    def receive(self, data):
+        for opcode, payload in self.websocket.receive(data):
+            self.turn ^= 1
+            if opcode != TEXT or self.turn:
+                yield opcode, payload
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("binance_spot", "okx") else pytest.mark.stress)
+                                  for name in LIVE_VENUES if "depth" in VENUES[name].facts.shared])
+def test_of_two_lines_either_may_be_lost(name):
+    """One connection after the other is killed, one loses a message now and then; no book is ever stale, no trade is missing."""
+    rng = dice(5)
+    with desk_of(name, lines=2) as made:
+        made.serve()
+        trades = Trades(made)
+        feed = made.feed = ingest.Feed(made.loop, made.pipeline, made.config, {}, rng)
+        feed.start()
+
+        def whole():
+            return made.live() and all(line.connected for line in feed.lines) and all(
+                recovery.link(instrument).state == LIVE for recovery in feed.recoveries for instrument in feed.instruments)
+
+        made.until(whole)
+        trades.ids.clear()
+        for number in range(6):
+            if number % 3 == 2:
+                lossy = rng.choice([line for line in feed.lines if line.books])
+                leg = feed.recovery.legs[lossy.leg]
+                covered = leg.covered
+                lossy.websocket = Lossy(lossy.websocket)
+                made.until(lambda: leg.covered > covered)
+                lossy.websocket = lossy.websocket.websocket
+            else:
+                rng.choice(feed.lines).lose(VenueError("killed by the test"))
+            assert made.live()
+            made.until(whole, 10)
+        made.until(lambda: all(len(ids) > 10 for ids in trades.ids.values()))
+        agree(made)
+        assert trades.stale == []
+        row = feed.row()
+        assert row["disconnects"] == 4 and row["lines"] == len(feed.lines) == row["connected"]
+        assert min(leg["wins"] for leg in row["legs"]) > 0 and sum(leg["covered"] for leg in row["legs"]) >= 4
+        for ids in trades.ids.values():
+            assert len(ids) == len(set(ids)), "a trade came twice"
+            ids.sort()                   # one that a line lost comes when the other brings it
+        check_trades(made.twin.venues[name], trades)
 
 
 def check_trades(market, trades):
