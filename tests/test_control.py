@@ -1,8 +1,10 @@
 """Retransmission without a network: the page's table, the store against a deque, a server that is lied to, a client
-through a bad link; time is a number. Longer, with a seed of one's own: `python3 -m tests.test_control 100000 7`; what it
-costs: `python3 -m tests.test_control measure`.
+through a bad link; time is a number.
+
+Longer, with a seed of one's own: `python3 -m tests.test_control 100000 7`; what it costs: `... measure`.
 """
 
+import heapq
 import hmac
 import random
 import struct
@@ -13,10 +15,11 @@ from itertools import islice
 import pytest
 
 from feeder import packet
-from feeder.clock import MILLISECOND, SECOND
-from feeder.control import Control, Server, Store, is_control, parse_networks
+from feeder.clock import MILLISECOND, SECOND, cpu_ns
+from feeder.control import Client, Control, Server, Store, is_control, parse_networks
 from feeder.control import datagram as words
 from feeder.control.bucket import Bucket
+from feeder.control.client import PIECE, TRIES, WINDOW
 from feeder.control.datagram import BUSY, CHALLENGE, NO_TOKEN, REQUEST, UNAVAILABLE, decode, encode
 from feeder.control.server import MAX_ASKERS, SLICE_NS
 from feeder.control.store import EXTENT_AT
@@ -181,7 +184,7 @@ def play_store(dice, steps):
         if kind < 0.25:
             data = feed[max(0, at - dice.randrange(2 * size))]             # late, or twice
         elif kind < 0.28:
-            data, = datagrams([dice.randrange(1, 6)], max(1, span(data)[0] - dice.randrange(4)))      # not as it was sent
+            data, = datagrams([dice.randrange(1, 6)], max(1, span(data)[0] - dice.randrange(4)))   # not as it was sent
         if span(data)[0] < (store.next or 0) and plain.kept and span(plain.kept[-1])[1] < span(data)[0]:
             continue                                          # cannot be: `next` is behind the last message
         assert store.add(data) == plain.add(data), (store.firsts, span(data))
@@ -222,7 +225,8 @@ def test_a_store_keeps_what_is_worth_it():
     small = datagrams([1] * 6)
     assert all(map(store.add, small))
     assert (store.oldest, store.newest, len(store), store.channel) == (3, 6, 4, CHANNEL) and store.of(SESSION) is store
-    assert [bytes(each) for each in store.find(1, 9)[0]] == list(map(flagged, small[2:])) and store.find(3, 4)[1] is None
+    assert [bytes(each) for each in store.find(1, 9)[0]] == list(map(flagged, small[2:]))
+    assert store.find(3, 4)[1] is None and store.find(1, 9)[1] == (1, 2)
     newer, = datagrams([2], 1, SESSION + 1)
     assert store.add(newer) and store.of(SESSION) is None and len(store) == 1 and store.find(1, 2)[1] is None
     assert bytes(store.find(2, 1)[0][0]) == flagged(newer) and store.sessions == 2
@@ -325,7 +329,7 @@ def test_a_token_is_of_an_address_and_of_half_a_minute():
             found, = server.receive(encode(request._replace(token=token)), HOME, start_ns + after_ns)
             assert is_control(found) != kinds
         for other in (("127.0.0.1", 40_001), ("127.0.0.2", 40_000), ("::1", 40_000, 0, 0)):
-            found, = server.receive(encode(request._replace(token=token)), other, start_ns)
+            found, = a_server().receive(encode(request._replace(token=token)), other, start_ns)
             assert decode(found).kind == CHALLENGE and decode(found).token != token
     assert decode(Server({}, LOCAL, bytes(31) + b"1").receive(encode(request), HOME, 0)[0]).token != decode(
         Server({}, LOCAL, bytes(32)).receive(encode(request), HOME, 0)[0]).token
@@ -348,7 +352,8 @@ def test_networks_are_checked(text):
 
 def test_what_is_not_a_request_of_ours_is_dropped_and_counted():
     server = a_server(seal=SEAL)
-    for data in (b"", encode(GOOD), encode(GOOD, Seal(bytes(16))), encode(GOOD._replace(kind=9), SEAL), datagrams([1])[0]):
+    for data in (b"", encode(GOOD), encode(GOOD, Seal(bytes(16))), encode(GOOD._replace(kind=9), SEAL),
+                 datagrams([1])[0]):
         assert server.receive(data, HOME, 0) == []
     for kind in (CHALLENGE, UNAVAILABLE, BUSY):
         assert server.receive(encode(GOOD._replace(kind=kind), SEAL), HOME, 0) == []
@@ -357,14 +362,14 @@ def test_what_is_not_a_request_of_ours_is_dropped_and_counted():
 
 
 def flood(server, askers, seconds, dice):
-    """Ask as fast as one can from several addresses; return packets sent to each, and check that BUSY is meant so."""
-    sent, now_ns, tokens, free_ns = Counter(), 0, {}, {}
+    """Ask as fast as one can from several addresses; return how many packets each was sent."""
+    sent, now_ns, tokens = Counter(), 0, {}
     while now_ns < seconds * SECOND:
         now_ns += dice.randrange(500_000)
         address = "127.0.0.1", dice.randrange(40_000, 40_000 + askers)
         token = tokens.get(address)
-        answers = server.receive(encode(GOOD._replace(first=dice.randrange(1, 250), count=150, token=token or NO_TOKEN)),
-                                 address, now_ns)
+        request = GOOD._replace(first=dice.randrange(1, 250), count=150, token=token or NO_TOKEN)
+        answers = server.receive(encode(request), address, now_ns)
         control = decode(answers[0]) if answers and is_control(answers[0]) else None
         if control is None:
             sent[address] += len(answers)
@@ -372,7 +377,6 @@ def flood(server, askers, seconds, dice):
             tokens[address] = control.token
         elif control.kind == BUSY:
             assert len(answers) == 1 and 0 < control.wait_us <= SECOND
-            free_ns[address] = now_ns + control.wait_us * 1000
     return sent
 
 
@@ -409,7 +413,7 @@ def test_the_table_of_askers_is_bounded_and_forgets_nobody_who_counts():
 
 
 class Attacker:
-    """Forges the sender of what it sends, and does not hear what is sent there; knows all else, tokens of its own, too."""
+    """Forges the sender of what it sends, does not hear what is sent there; knows all else, has tokens of its own."""
 
     VICTIM = ("127.0.0.99", 53)
 
@@ -421,8 +425,9 @@ class Attacker:
 
     def step(self, now_ns):
         dice = self.dice
+        token = dice.choice(self.tokens + [dice.randbytes(16)])
         request = GOOD._replace(kind=dice.choice((1, 1, 1, 1, 2, 3, 4)), first=dice.randrange(1, 500),
-                                count=dice.choice((1, 150, 65_535)), token=dice.choice(self.tokens + [dice.randbytes(16)]))
+                                count=dice.choice((1, 150, 65_535)), token=token)
         if dice.random() < 0.1:
             request = request._replace(session=dice.getrandbits(64), channel=dice.randrange(65_536))
         data = encode(request, dice.choice((None, self.seal)))
@@ -481,7 +486,7 @@ def test_the_attack_can_fail(monkeypatch):
 
 def test_challenges_are_bounded_too():
     server = a_server()
-    count = sum(len(server.receive(encode(GOOD), ("127.0.0.9", port), port * 10_000)) for port in range(50_000))
+    count = sum(len(server.receive(encode(GOOD), ("127.0.0.9", at), at * 10_000)) for at in range(50_000))
     assert 2_500 <= count <= 2_750 and server.counts["challenges_refused"] == 50_000 - count
 
 
@@ -492,8 +497,10 @@ def fuzz_server(seed, steps):
     server = a_server(dice.choice((1, 3, 50)), seal=seal)
     token = server.token(HOME, 0)
     for _ in range(steps):
-        data = (dice.randbytes(dice.choice((0, 1, 47, 48, 49, 64, 1472))) if dice.random() < 0.1 else
-                encode(GOOD._replace(first=dice.randrange(1, 110), count=dice.choice((1, 10, 65_535)), token=token), seal))
+        request = GOOD._replace(first=dice.randrange(1, 110), count=dice.choice((1, 10, 65_535)), token=token)
+        data = encode(request, seal)
+        if dice.random() < 0.1:
+            data = dice.randbytes(dice.choice((0, 1, 47, 48, 49, 64, 1472)))
         if dice.random() < 0.5:
             data = mutate(data, dice)
         before = server.counts["packets"]
@@ -513,3 +520,328 @@ def fuzz_server(seed, steps):
 def test_fuzz_server(seed):
     counts = fuzz_server(seed, 1_000)
     assert counts["malformed"] > 50 and counts["requests"] > 50
+
+
+# -- the client ----------------------------------------------------------------------------------------------
+
+class Net:
+    """A receiver that misses messages, its client, and servers behind links that delay; with `loss` they lose, double
+    and reorder, too."""
+
+    def __init__(self, dice, servers, missing, seal=None, loss=0.0, delay_ns=100_000, hold_ns=10 * SECOND):
+        self.dice, self.loss, self.delay_ns, self.hold_ns = dice, loss, delay_ns, hold_ns
+        self.servers = servers                         # {address: Server, or None: nobody is there}
+        self.missing = {(CHANNEL, SESSION): set(missing)} if not isinstance(missing, dict) else missing
+        self.gone, self.got, self.times = [], Counter(), []
+        self.client = Client(list(servers), seal)
+        self.now_ns, self.events, self.order = 10**15, [], 0
+        self.requests = []                             # (time, address, control)
+        self.latest_ns = Counter()                     # to each address
+
+    def wanted(self):
+        """As Receiver.wanted(): at most 64 ranges, oldest first."""
+        ranges = []
+        for key, numbers in self.missing.items():
+            for number in sorted(numbers):
+                if ranges and ranges[-1][:2] == list(key) and ranges[-1][3] == number - 1:
+                    ranges[-1][3] = number
+                elif len(ranges) == 64:
+                    break
+                else:
+                    ranges.append([*key, number, number])
+        return [tuple(each) for each in ranges]
+
+    def later(self, data, to, address):
+        for _ in range(1 + (self.dice.random() < self.loss / 4)):
+            if self.dice.random() >= self.loss:
+                self.order += 1
+                when_ns = self.now_ns + self.dice.randrange(self.delay_ns // 2, self.delay_ns + 1)
+                if not self.loss:
+                    when_ns = self.latest_ns[to] = max(self.latest_ns[to], when_ns)
+                heapq.heappush(self.events, (when_ns, self.order, bytes(data), to, address))
+
+    def ask(self):
+        for address, data in self.client.ask(self.wanted(), self.now_ns):
+            self.requests.append((self.now_ns, address, decode(data)))
+            if self.servers[address] is not None:
+                self.later(data, address, HOME)
+
+    def run(self):
+        """Go on until nothing is missing, or held any longer, or nothing is left to be done."""
+        end_ns = self.now_ns + self.hold_ns
+        self.ask()
+        while any(self.missing.values()):
+            due = [each for each in (self.client.deadline_ns, self.events and self.events[0][0]) if each]
+            if not due or min(due) > end_ns:
+                break
+            self.now_ns = max(self.now_ns, min(due))
+            while self.events and self.events[0][0] <= self.now_ns:
+                _, _, data, to, address = heapq.heappop(self.events)
+                if to == HOME:
+                    self.take(data, address)
+                else:
+                    for answer in self.servers[to].receive(data, address, self.now_ns):
+                        self.later(answer, HOME, to)
+            self.ask()
+        return self
+
+    def take(self, data, address):
+        gone = self.client.receive(data, address, self.now_ns)
+        if gone is None:
+            header = packet.decode(data)
+            assert header.flags & RETRANSMITTED
+            numbers = self.missing.get((header.channel, header.session), set())
+            new = set(range(header.sequence, header.sequence + header.message_count)) & numbers
+            self.got.update(new)
+            numbers -= new
+        for channel, session, first, last in gone or ():
+            self.gone.append((channel, session, first, last))
+            assert set(range(first, last + 1)) <= self.missing[channel, session]
+            self.missing[channel, session] -= set(range(first, last + 1))
+
+
+def host(number):
+    return f"127.0.0.{number}", 30_003
+
+
+def test_one_loss_is_asked_for_once_and_after_a_moment():
+    net = Net(dice_of(1), {host(1): a_server()}, {21, 22}).run()
+    (first_ns, _, first), (_, _, second) = net.requests
+    assert first_ns == 10**15 + MILLISECOND and first == Control(REQUEST, CHANNEL, SESSION, 21, 2, 0, NO_TOKEN)
+    assert second == first._replace(token=second.token) and second.token != NO_TOKEN
+    assert sorted(net.got) == [21, 22] and not net.gone and net.now_ns < 10**15 + 2 * MILLISECOND
+    assert net.client.ask([], net.now_ns) == [] and net.client.deadline_ns is None
+
+
+def test_what_comes_by_itself_is_not_asked_for():
+    client = Client([host(1)])
+    assert client.ask([(CHANNEL, SESSION, 5, 9)], 0) == [] and client.deadline_ns == MILLISECOND
+    assert client.ask([], MILLISECOND) == [] and client.deadline_ns is None
+
+
+def test_a_large_gap_goes_in_pieces_and_quickly():
+    net = Net(dice_of(2), {host(1): a_server(8192, 3, packets_per_second=10**6, asker_packets_per_second=10**6)},
+              set(range(101, 8101))).run()
+    assert len(net.got) == 8_000 and not net.gone
+    assert all(control.count <= PIECE for _, _, control in net.requests)
+    assert len(net.requests) < 1.3 * 8_000 / PIECE
+    assert net.now_ns - 10**15 < 40 * MILLISECOND                          # 64 at once, then 5,000 requests a second
+
+
+@pytest.mark.parametrize("seal", [None, SEAL])
+@pytest.mark.parametrize("seed", range(8))
+def test_through_a_bad_link_all_comes(seed, seal):
+    dice = dice_of(seed)
+    servers = {host(at): a_server(300, 2, seal) for at in range(1, dice.randrange(2, 4))}
+    missing = set(dice.sample(range(1, 601), dice.randrange(1, 400)))
+    net = Net(dice, servers, missing, seal, loss=dice.choice((0.0, 0.05, 0.3)),
+              delay_ns=dice.choice((50_000, 2 * MILLISECOND, 40 * MILLISECOND))).run()
+    assert set(net.got) == missing and not net.gone and max(net.got.values()) == 1
+
+
+def test_a_long_way_is_not_asked_twice():
+    net = Net(dice_of(3), {host(1): a_server(400, 1)}, set(range(1, 257)), delay_ns=80 * MILLISECOND).run()
+    assert len(net.got) == 256
+    by_piece = Counter(control.first for _, _, control in net.requests if control.token != NO_TOKEN)
+    assert set(by_piece) == {1, 65, 129, 193} and max(by_piece.values()) == 1
+
+
+def test_servers_in_order_and_what_none_has_is_told():
+    part, rest, nobody = Store(100, 512), Store(100, 512), Store(100, 512)
+    feed = datagrams([1] * 100)
+    for at, data in enumerate(feed):
+        (part if at < 40 else rest if at < 80 else nobody).add(data)
+    servers = {host(at): Server({CHANNEL: store}, LOCAL, bytes(32)) for at, store in enumerate((part, rest), 1)}
+    net = Net(dice_of(4), servers, set(range(1, 101))).run()
+    assert set(net.got) == set(range(1, 81))
+    assert {number for *_, first, last in net.gone for number in range(first, last + 1)} == set(range(81, 101))
+    assert net.requests[0][1] == host(1) and net.now_ns < 10**15 + 20 * MILLISECOND
+    other = Net(dice_of(5), servers, {(CHANNEL, SESSION + 1): {1, 2}}).run()
+    assert other.gone == [(CHANNEL, SESSION + 1, 1, 2)] and [each[1] for each in other.requests] == [
+        host(1), host(1), host(2), host(2)]
+
+
+def test_a_dead_server_costs_little_and_who_has_a_stream_is_remembered():
+    net = Net(dice_of(6), {host(1): None, host(2): a_server(), host(3): a_server()}, {1, 2})
+    net.run()
+    assert len(net.got) == 2 and net.now_ns < 10**15 + 10 * MILLISECOND
+    net.now_ns += SECOND                               # now it is known that nobody is there
+    net.missing[CHANNEL, SESSION] = {50}
+    net.requests.clear()
+    net.run()
+    assert [address for _, address, _ in net.requests] == [host(2)]
+    net = Net(dice_of(7), {host(1): Server({}, LOCAL, bytes(32)), host(2): a_server()}, {1, 2}).run()
+    net.missing[CHANNEL, SESSION] = {50}
+    net.requests.clear()
+    assert {address for _, address, _ in net.run().requests} == {host(2)} and len(net.got) == 3
+
+
+def test_retries_are_spaced_and_end():
+    net = Net(dice_of(8), {host(1): None}, {5, 6}, hold_ns=100 * SECOND).run()
+    times = [when_ns for when_ns, _, _ in net.requests]
+    assert len(times) == TRIES and net.client.deadline_ns is None and not net.gone
+    assert [(after - before) // MILLISECOND for before, after in zip(times, times[1:])] == [
+        5, 10, 20, 40, 80, 160, 320]
+
+
+def test_without_a_token_one_request_goes_out():
+    net = Net(dice_of(9), {host(1): None}, set(range(1, 2000)), hold_ns=100 * MILLISECOND).run()
+    assert len(net.requests) < 25 and len(net.client.streams[CHANNEL, SESSION].pieces) == 2000 // PIECE + 1 <= WINDOW
+
+
+def test_busy_is_obeyed():
+    server = a_server(400, 1, packets_per_second=1280)
+    net = Net(dice_of(10), {host(1): server}, set(range(1, 321))).run()
+    assert len(net.got) == 320 and server.counts["busy"] and len(net.requests) < 40
+    assert 190 * MILLISECOND < net.now_ns - 10**15 < 260 * MILLISECOND     # 256 of them at 1,280 a second
+    both = {host(1): a_server(400, 1, packets_per_second=1280), host(2): a_server(400, 1, packets_per_second=1280)}
+    net = Net(dice_of(11), both, set(range(1, 321))).run()                 # the other one has not been asked much
+    assert len(net.got) == 320 and net.now_ns - 10**15 < 150 * MILLISECOND
+
+
+def test_a_new_token_after_half_a_minute():
+    net = Net(dice_of(12), {host(1): a_server()}, {1}).run()
+    net.now_ns += 100 * SECOND
+    net.missing[CHANNEL, SESSION] = set(range(50, 250))
+    assert len(net.run().got) == 201 and net.client.peers[0].challenges >= 2 and net.now_ns < 10**15 + 101 * SECOND
+
+
+def test_requests_are_bounded_a_second():
+    client, sent = Client([host(1)], requests_per_second=100), 0
+    client.peers[0].token = bytes(range(16))
+    for now_ns in range(0, SECOND, MILLISECOND):
+        sent += len(client.ask([(CHANNEL, SESSION, 1, 10_000)], now_ns))
+    assert 100 <= sent <= 100 + WINDOW
+
+
+def test_strangers_and_what_was_not_asked_for():
+    server, client = a_server(), Client([host(1), host(2)])
+    request, = client.ask([(CHANNEL, SESSION, 1, 4)], 0) or client.ask([(CHANNEL, SESSION, 1, 4)], MILLISECOND)
+    answer = Control(CHALLENGE, CHANNEL, SESSION, 1, 4, 0, bytes(range(16)))
+    known = flagged(datagrams([2])[0])
+    assert client.receive(known, host(3), 0) == [] and client.receive(encode(answer), ("127.0.0.1", 1), 0) == []
+    assert client.counts["strangers"] == 2
+    for data in (flagged(datagrams([2], 5)[0]), flagged(datagrams([2], 1, SESSION + 1)[0]), datagrams([2])[0],
+                 flagged(datagrams([1], channel=CHANNEL + 1)[0]), encode(answer._replace(kind=REQUEST)),
+                 encode(answer._replace(session=SESSION + 1)), encode(answer._replace(first=5)),
+                 encode(answer._replace(channel=1, kind=UNAVAILABLE))):
+        assert client.receive(data, host(1), 0) == []
+    assert client.receive(known, host(2), 0) == []                         # it was not asked
+    assert client.counts["unasked"] == 9 and client.peers[0].token == NO_TOKEN
+    assert client.receive(b"FDRQ" + bytes(44), host(1), 0) == client.receive(b"", host(1), 0) == []
+    assert client.counts["malformed"] == 2
+    assert client.receive(known, host(1), 0) is None and request[0] == host(1) and server.counts["requests"] == 0
+
+
+def test_with_a_key_an_unsigned_word_is_no_word():
+    client = Client([host(1)], SEAL)
+    client.ask([(CHANNEL, SESSION, 1, 4)], 0)
+    (_, data), = client.ask([(CHANNEL, SESSION, 1, 4)], MILLISECOND)
+    assert len(data) == 64 and SEAL.verify(data)
+    gone = Control(UNAVAILABLE, CHANNEL, SESSION, 1, 4, 0, NO_TOKEN)
+    assert client.receive(encode(gone), host(1), 0) == [] and client.counts["malformed"] == 1
+    assert client.receive(encode(gone, SEAL), host(1), 0) == [(CHANNEL, SESSION, 1, 4)]
+
+
+def fuzz_client(seed, steps):
+    """Whatever a server says, the client asks within its bounds, and for nothing but what is missing."""
+    dice = dice_of(seed)
+    servers = [host(1), host(2)]
+    client, sent, told, now_ns = Client(servers), [], Counter(), 10**12
+    missing = set()
+    for _ in range(steps):
+        now_ns += dice.randrange(2 * MILLISECOND)
+        if dice.random() < 0.1:
+            first = dice.randrange(1, 3000)
+            missing ^= set(range(first, first + dice.choice((1, 10, 500))))
+        net = Net(dice, {}, missing)
+        wanted = net.wanted()
+        requests = [(address, decode(data)) for address, data in client.ask(wanted, now_ns)]
+        for address, control in requests:
+            first, last = control.first, control.first + control.count - 1
+            assert address in servers and control.kind == REQUEST and control.count <= PIECE
+            assert any(begin <= first and last <= end for *_, begin, end in wanted)
+        sent = (sent + requests)[-20:]
+        pieces = [piece for stream in client.streams.values() for piece in stream.pieces]
+        assert all(piece.last < after.first for piece, after in zip(pieces, pieces[1:])) and len(pieces) <= 4096
+        assert sum(map(client.is_open, pieces)) == 0 or client.deadline_ns is not None
+        for address, control in dice.sample(sent, min(len(sent), 3)):
+            kind = dice.choice((REQUEST, CHALLENGE, CHALLENGE, UNAVAILABLE, BUSY))
+            first = control.first + dice.randrange(-3, control.count + 3)
+            answer = control._replace(kind=kind, first=max(1, first), count=dice.randrange(1, 80),
+                                      token=dice.randbytes(16), wait_us=dice.choice((0, 1, 1000, 2**32 - 1)))
+            data = encode(answer)
+            if dice.random() < 0.3:
+                data = flagged(datagrams([dice.randrange(1, 9)], max(1, first))[0])
+            data = mutate(data, dice) if dice.random() < 0.3 else data
+            before = dict(client.counts)
+            gone = client.receive(dice.choice((bytes, memoryview))(data), dice.choice((address, *servers)), now_ns)
+            is_counted = client.counts != before
+            told["packet" if gone is None else "gone" if gone else "counted" if is_counted else "taken"] += 1
+            for *_, first, last in gone or ():
+                assert any(begin <= first and last <= end for *_, begin, end in wanted)
+    assert client.peers[0].requests + client.peers[1].requests <= 64 + (now_ns - 10**12) * 5_000 // SECOND
+    return told
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_fuzz_client(seed):
+    told = fuzz_client(seed, 300)
+    assert min(told[name] for name in ("packet", "gone", "counted", "taken")), told
+
+
+@pytest.mark.stress
+def test_long():
+    for seed in range(100, 300):
+        play_store(dice_of(seed), 300)
+        fuzz_server(seed, 3_000)
+        fuzz_client(seed, 1_000)
+        attack(seed, 5_000, SEAL if seed & 1 else None)
+
+
+# -- as a module ---------------------------------------------------------------------------------------------
+
+def measure():
+    """Print what an add and an answer cost, in CPU time of this thread, and beside them a plain dict and deque."""
+    def best(work, count, rounds=7):
+        costs = []
+        for _ in range(rounds):
+            start_ns = cpu_ns()
+            work()
+            costs.append(cpu_ns() - start_ns)
+        return min(costs) / count
+    for each in (1, 5, 19):
+        feed = [memoryview(data) for data in datagrams([each] * 8192)]
+        stores = iter([Store(8192, 1472) for _ in range(7)])
+        plain = iter([deque(maxlen=8192) for _ in range(7)])
+
+        def fill():
+            add = next(stores).add
+            for data in feed:
+                add(data)
+
+        def keep():
+            append = next(plain).append
+            for data in feed:
+                append(bytes(data))
+        print(f"Store.add of {len(feed[0])} bytes: {best(fill, 8192):.0f} ns; bytes() into a deque: "
+              f"{best(keep, 8192):.0f} ns")
+    server = a_server(8192, 3, packets_per_second=10**9, asker_packets_per_second=10**9)
+    token = server.token(HOME, 0)
+    for name, count, asked in (("1 packet", 1, token), ("64 packets", 190, token), ("a challenge", 1, NO_TOKEN)):
+        data = [encode(GOOD._replace(first=dice.randrange(1, 24_000), count=count, token=asked))
+                for dice in [random.Random(1)] for _ in range(200)]
+        cost = best(lambda: [server.receive(each, HOME, 0) for each in data], len(data))
+        print(f"a request answered by {name}: {cost / 1000:.1f} us")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["measure"]:
+        measure()
+    else:
+        for turn in range(int(sys.argv[1])):
+            seed_of_turn = int(sys.argv[2]) + turn
+            play_store(random.Random(seed_of_turn), 200)
+            fuzz_server(seed_of_turn, 1_000)
+            fuzz_client(seed_of_turn, 500)
+            attack(seed_of_turn, 2_000, None)

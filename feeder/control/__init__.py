@@ -13,10 +13,11 @@
 Machines all: an edge (net/unicast.py) moves the datagrams, and time comes as `now_ns` of a clock that never jumps.
 """
 
+from .client import Client
 from .datagram import Control, decode, is_control
 from .server import Server, parse_networks
 from .store import Store
 
 DEFAULT_PORT = 30003
 
-__all__ = ["Control", "DEFAULT_PORT", "Server", "Store", "decode", "is_control", "parse_networks"]
+__all__ = ["Client", "Control", "DEFAULT_PORT", "Server", "Store", "decode", "is_control", "parse_networks"]

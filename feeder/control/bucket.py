@@ -1,10 +1,10 @@
-"""So many a second, and a burst of them at once: the virtual scheduling of a token bucket (GCRA, ITU-T I.371), one int."""
+"""So many a second, and a burst of them at once: a token bucket as virtual scheduling (GCRA, ITU-T I.371), one int."""
 
 from feeder.clock import SECOND
 
 
 class Bucket:
-    """Args: per_second; burst, how many may be taken at once when nothing was for a while, and the most for one take()."""
+    """Args: per_second; burst, the most of one take(), and of several at once after a while without."""
 
     __slots__ = ("each_ns", "burst_ns", "full_ns")
 

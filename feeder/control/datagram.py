@@ -1,4 +1,4 @@
-"""Control datagrams: 48 bytes, and 16 more of a trailer where a key is used (seal.py). docs/protocol.md, Retransmission."""
+"""Control datagrams: 48 bytes, and a trailer of 16 where a key is used (seal.py). docs/protocol.md, Retransmission."""
 
 from collections import namedtuple
 from struct import Struct

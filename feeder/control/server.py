@@ -54,7 +54,7 @@ class Server:
             "malformed", "other_networks", "not_requests", "challenges_refused"), 0)
 
     def receive(self, data, address, now_ns):
-        """Return the datagrams to send to `address`, a socket's; packets are views, good until their store's next add()."""
+        """Return what to send to `address`, a socket's; packets are views, good until their store's next add()."""
         counts = self.counts
         if not self.allows(address[0]):
             counts["other_networks"] += 1
@@ -82,7 +82,7 @@ class Server:
         counts = self.counts
         store = self.stores.get(channel)
         store = store.of(session) if store is not None else None
-        packets, missing = store.find(first, count, MAX_PACKETS) if store is not None else ([], (first, first + count - 1))
+        packets, missing = store.find(first, count) if store is not None else ([], (first, first + count - 1))
         price = len(packets) or 1
         own = self.askers.pop(asker, None)
         if own is None:
@@ -129,7 +129,7 @@ class Server:
         return any(hmac.compare_digest(token, self.token(address, each)) for each in (time_slice, time_slice - 1))
 
     def allows(self, host):
-        """Whether a host is in one of the networks; IPv4 that a socket of IPv6 hears counts as IPv4 (RFC 4291 §2.5.5.2)."""
+        """Whether a host is in one of the networks; IPv4 that an IPv6 socket hears is IPv4 (RFC 4291 §2.5.5.2)."""
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:

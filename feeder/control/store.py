@@ -1,6 +1,6 @@
 """The last datagrams of one stream, by sequence, in memory that is taken once.
 
-In:   sequenced datagrams, of the publisher in order, of a listening copy nearly so.   Out: those that somebody asks for.
+In:   sequenced datagrams, of the publisher in order, of a listening copy nearly so.   Out: those that are asked for.
 Hot:  Store.add; measured by tests/test_control.py (as a module).
 
     entries    firsts    sequence of each packet, ascending from `at` around; 0: none yet
@@ -64,9 +64,9 @@ class Store:
         return self if session == self.session else None
 
     def add(self, datagram):
-        """Keep a copy of a datagram, whose header is right; return False if it is of no use (no messages, known, too large).
+        """Keep a copy of a datagram, whose header is right; return False if it is of no use: empty, known, too large.
 
-        Cost: 0.5 us where it follows the last one.
+        Cost: 0.25 us where it follows the last one, 0.5 us with 1,400 bytes.
         """
         flags, session, sequence, count = HEAD.unpack_from(datagram)
         size = len(datagram)
