@@ -1,9 +1,9 @@
-"""`listen`: the udp monitor. Joins the group, checks every sequence, shows what comes and what does not.
+"""`listen`: the udp monitor. Joins groups, checks every sequence, shows what comes and what does not.
 
-    PacketReceiver ──datagrams──▶ Receiver (receiver.py) ──▶ status screen | ladder | JSON lines
-                                       └──▶ report and exit code at the end
+    Inlet ──datagrams──▶ Receiver (receiver.py) ──▶ status screen | ladder | JSON lines
+                              └──▶ report and exit code at the end
 
-Hot:  Monitor.on_readable; everything else happens twice a second.
+Hot:  Monitor.on_datagram; everything else happens twice a second, or when something is missing.
 Prices leave here as decimal text by their instrument's definition; what has no definition yet stays an int.
 """
 
@@ -11,19 +11,18 @@ import argparse
 import json
 import sys
 
-from feeder.clock import SECOND, steady_ns, wall_ns
+from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.config import builtin
 from feeder.counter import Rate
+from feeder.endpoint import Endpoint
 from feeder.errors import ConfigError, HostError
 from feeder.fixed import to_text
+from feeder.inlet import Inlet
 from feeder.message import LIVE, REASONS, SIDE_NAMES, STALE, STATE_NAMES, SYNCING
-from feeder.net import Loop, PacketReceiver
 from feeder.packet import ALL_INSTRUMENTS, END, TYPE_NAMES, Bbo, Book, Definition, Padding, Status, Trade
-from feeder.receiver import Receiver
+from feeder.receiver import Receiver, Unknown, exhaust
 from feeder.screen import Column, Screen, interruptible, size_text, table, time_text
 
-BATCH = 256                  # datagrams taken in one round of the loop, so that timers have their turn
-BUFFER_BYTES = 65_536        # no datagram is longer
 REPORT_LEVELS = 20           # a side
 LADDER_LEVELS = 20
 RECENT_GAPS = 5              # shown on the screen, and named in plain lines at each refresh
@@ -36,7 +35,8 @@ HELP = """exit codes: 0 nothing was lost; 3 messages were lost, or a repeated sn
 examples: python3 -m feeder listen
           python3 -m feeder listen --book binance_spot:BTCUSDT
           python3 -m feeder listen --seconds 60 --report report.json
-          python3 -m feeder listen --print --count 100"""
+          python3 -m feeder listen --print --count 100
+          python3 -m feeder listen --line 239.192.0.1:30001@eth1 --line 239.192.1.1:30001@eth2 --retransmit 10.0.0.7:30003"""
 
 
 def configure(parser):
@@ -50,6 +50,20 @@ def configure(parser):
                         help="UDP port (default %(default)s)")
     parser.add_argument("--interface", metavar="I", default=output.interface,
                         help="interface to join on, by address or name (default %(default)s)")
+    parser.add_argument("--line", metavar="ENDPOINT", action="append", default=[],
+                        help="listen to ADDRESS:PORT or ADDRESS:PORT@INTERFACE instead of --group and --port; may be "
+                        "given several times, for lines that carry the same, for several publishers or channels")
+    parser.add_argument("--snapshot-port", metavar="P", type=number(int, 0, 65535), default=output.snapshot_port,
+                        help="port of the snapshot loop at the same addresses, 0: none (default %(default)s)")
+    parser.add_argument("--retransmit", metavar="ENDPOINT", action="append", default=[],
+                        help="ask ADDRESS:PORT for what is missing; several are asked in this order")
+    parser.add_argument("--hold-ms", metavar="N", type=number(float, 0, 10_000),
+                        help="wait so long for what is missing before it counts as lost (default 0; 50 with several "
+                        "lines, 200 with --retransmit)")
+    parser.add_argument("--source", metavar="A", default="", help="hear nobody else than this sender (SSM)")
+    parser.add_argument("--key-file", metavar="FILE", default="", help="count nothing that is not signed with this key")
+    parser.add_argument("--tap", metavar="NAME", default="", help="read a tap on this host, too: one more line")
+    parser.add_argument("--pcap", metavar="FILE", default="", help="write all that comes to a pcap file")
     parser.add_argument("--seconds", metavar="N", type=number(float, 0.001, 1e8), help="stop after so long")
     parser.add_argument("--count", metavar="N", type=number(int, 1, 2**62), help="stop after so many messages")
     parser.add_argument("--report", metavar="FILE", help="write one JSON object at the end; - is standard output")
@@ -99,35 +113,51 @@ def write_report(path, text):
         raise HostError(f"--report {path}: cannot be written: {error.strerror}") from None
 
 
+class PrintedReceiver(Receiver):
+    """Tells `on_packet` of each packet that was applied in its order, also of those that had to wait."""
+
+    on_packet = None
+
+    def apply(self, stream, packet, now_ns):
+        yield from super().apply(stream, packet, now_ns)
+        self.on_packet(packet)
+
+
 class Monitor:
-    """The socket, the loop, and when to look; a context manager that closes them."""
+    """The inlet, its loop, and when to look; a context manager that closes them."""
 
     def __init__(self, args):
         self.args = args
-        self.heard = Receiver()
         self.screen = Screen(sys.stderr if args.print or args.report == "-" else sys.stdout)
         self.lines = Screen(sys.stdout) if args.print else None      # only for its patience with a closed pipe
-        self.printed = 0
-        self.socket = PacketReceiver(args.group, args.port, interface=args.interface, coalesce=args.coalesce)
-        self.loop = Loop()
-        self.buffer = memoryview(bytearray(BUFFER_BYTES))
+        lines = args.line or ([] if args.tap else [str(Endpoint(args.group, args.port, None))])
+        self.inlet = Inlet(
+            self.on_datagram, lines, snapshot_port=args.snapshot_port, retransmit=args.retransmit, tap=args.tap,
+            interface=args.interface, source=args.source, key_file=args.key_file, hold_ms=args.hold_ms,
+            coalesce=args.coalesce, pcap_file=args.pcap, receiver=PrintedReceiver if args.print else Receiver)
+        self.heard = self.inlet.receiver
+        if args.print:
+            self.heard.on_packet = self.print_packet
+        self.loop = self.inlet.loop
+        self.printed = self.sessions_named = self.gaps_named = 0
+        self.printed_packet = None
+        self.is_done = False
+        self.alarm = None
         self.started_ns = self.stopped_ns = steady_ns()
-        self.drops = self.socket.kernel_drops()
+        self.drops = self.inlet.kernel_drops()
         self.rates = {name: Rate(self.started_ns) for name in ("packets", "bytes", "messages", *self.heard.by_type)}
-        self.gaps_named = 0
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         self.screen.close()
-        self.loop.close()
-        self.socket.close()
+        self.inlet.close()
 
     def run(self):
         """Listen until the time or the count is over, or somebody stops us."""
         loop = self.loop
-        loop.register(self.socket, read=self.on_readable)
+        loop.on_idle = self.on_round
         if self.args.seconds is not None:
             loop.call_after(int(self.args.seconds * SECOND), loop.stop)
         loop.call_after(0, self.refresh)
@@ -135,56 +165,61 @@ class Monitor:
             loop.run()
         finally:
             self.stopped_ns = steady_ns()
-            loop.unregister(self.socket)
-            self.drops = self.socket.kernel_drops()
-            self.heard.tick(wall_ns())
+            loop.on_idle = None
+            self.drops = self.inlet.kernel_drops()
+            exhaust(self.inlet.tend(wall_ns()))
 
-    def on_readable(self):
-        receive_burst_into = self.socket.receive_burst_into
-        receive = self.heard.receive if self.lines is None else self.print_datagram
-        buffer = self.buffer
-        most = self.args.count
-        count = 0
-        while count < BATCH:
-            found = receive_burst_into(buffer)
-            if found is None:
-                break
-            now_ns = wall_ns()
-            size, each = found
-            if size <= each:
-                receive(buffer[:size], now_ns)
-                count += 1
-            else:
-                for at in range(0, size, each):
-                    receive(buffer[at:min(at + each, size)], now_ns)
-                    count += 1
-            if most is not None and self.heard.messages >= most:
-                self.loop.stop()
-                break
+    def on_round(self):
+        """After each round of the loop: see to what is missing when it is time, and be woken for it."""
+        inlet, now_ns = self.inlet, wall_ns()
+        if not inlet.wait_ns(now_ns):
+            exhaust(inlet.tend(now_ns))
+            if self.lines is not None:
+                self.print_records(self.news())
+        due_ns = steady_ns() + inlet.wait_ns(now_ns)
+        alarm = self.alarm
+        if alarm is None or not alarm.is_pending or due_ns < alarm.deadline_ns - MILLISECOND:
+            if alarm is not None:
+                alarm.cancel()
+            self.alarm = self.loop.call_at(due_ns, int)          # nothing to call: the round is what is wanted
 
-    def print_datagram(self, datagram, now_ns):
-        heard = self.heard
-        gaps, sessions = heard.gap_count, heard.session_count
-        packet = heard.receive(datagram, now_ns)
-        records = []
-        if heard.session_count > sessions:
-            session = heard.sessions[-1]
-            records.append({"type": "session", "channel": session.channel, "session": session.number,
-                            "from": session.first})
-        if heard.gap_count > gaps:
-            records.append({"type": "gap", **gap_record(heard.gaps[-1])})
+    def on_datagram(self, datagram, came_ns, origin):
+        if self.is_done:
+            return
+        packet = self.inlet.receive(datagram, came_ns, origin)
+        if self.lines is not None and packet is not self.printed_packet:         # of the short way, or late
+            self.print_packet(packet)
+        if self.args.count is not None and self.heard.messages >= self.args.count:
+            self.is_done = True
+            self.loop.stop()
+
+    def print_packet(self, packet):
+        self.printed_packet = packet
+        records = self.news()
         if packet is not None:
             messages = packet.messages
             if self.args.count is not None:
                 messages = messages[:self.args.count - self.printed]
             self.printed += len(messages)
-            views = heard.channels[packet.channel].views
-            for sequence, message in enumerate(messages, packet.sequence):     # less exact with unknown types between
-                if type(message) is Padding:
-                    continue
-                records.append(message_record(packet, sequence, message, views.get(message.instrument_id)))
+            stream = self.heard.streams.get((packet.channel, packet.session))
+            views = {} if stream is None else stream.views
+            for sequence, message in enumerate(messages, packet.sequence):
+                if type(message) not in (Padding, Unknown):
+                    records.append(message_record(packet, sequence, message, views.get(message.instrument_id)))
             if packet.flags & END:
                 records.append({"type": "end", "channel": packet.channel, "session": packet.session})
+        self.print_records(records)
+
+    def news(self):
+        """Return records of the sessions and gaps that were not told yet."""
+        heard = self.heard
+        sessions, self.sessions_named = heard.session_count - self.sessions_named, heard.session_count
+        gaps, self.gaps_named = heard.gap_count - self.gaps_named, heard.gap_count
+        return [{"type": "session", "channel": session.channel, "session": session.number, "from": session.first}
+                for session in newest(heard.sessions, sessions)] + [
+                {"type": "gap", **gap_record(gap)} for gap in newest(heard.gaps, gaps)]
+
+    def print_records(self, records):
         self.lines.write("".join(json.dumps(record) + "\n" for record in records))
         if self.lines.broken:
             self.loop.stop()
@@ -194,8 +229,7 @@ class Monitor:
         self.loop.call_after(self.screen.interval_ns, self.refresh)
         now_ns = steady_ns()
         heard = self.heard
-        heard.tick(wall_ns())
-        self.drops = self.socket.kernel_drops()
+        self.drops = self.inlet.kernel_drops()
         for name, total in (("packets", heard.packets), ("bytes", heard.bytes), ("messages", heard.messages),
                             *heard.by_type.items()):
             self.rates[name].update(now_ns, total)
@@ -229,7 +263,7 @@ class Monitor:
 
     def loss(self):
         heard = self.heard
-        more = " or more" if self.drops and self.socket.coalesces else ""        # a burst dropped counts as one
+        more = " or more" if self.drops and self.args.coalesce else ""           # a burst dropped counts as one
         drops = "" if self.drops is None else f", kernel drops {self.drops:,}{more}"
         return (f"gaps {heard.gap_count:,}, messages lost {heard.lost:,}, late {heard.late:,}, "
                 f"duplicates {heard.duplicates:,}{drops}")
@@ -246,6 +280,24 @@ class Monitor:
             found.append(f"last mismatch: {heard.last_mismatch}")
         return ["faults    " + "; ".join(found)] if found else []
 
+    def where(self):
+        return f"{', '.join(self.inlet.names)} on {self.args.interface or 'any interface'}"
+
+    def ways(self):
+        """Return a line for each way by which packets come, where there is more than one, and for what was cured."""
+        report = self.inlet.report()
+        lines = []
+        if len(report["lines"]) > 1:
+            lines += [line_text(line) for line in report["lines"]]
+        if report["retransmission"] is not None:
+            lines.append(f"resent    {report['retransmission']['packets']:,} packets, "
+                         f"{report['retransmission']['requests']:,} requests")
+        loop = report["snapshot_loop"]
+        if loop["packets"]:
+            lines.append(f"snapshots {loop['packets']:,} packets, {loop['lost']:,} lost, rounds {loop['rounds']:,}; "
+                         f"books taken {loop['books_taken']:,}")
+        return lines
+
     def status_line(self):
         rate = self.rates
         return (f"{(steady_ns() - self.started_ns) / SECOND:.0f} s: {rate['packets'].per_second:,.0f} packets/s, "
@@ -255,29 +307,28 @@ class Monitor:
     def new_gap_lines(self):
         new = self.heard.gap_count - self.gaps_named
         self.gaps_named += new
-        lines = ["gap: " + gap_text(gap) for gap in list(self.heard.gaps)[-min(new, RECENT_GAPS):] if new]
+        lines = ["gap: " + gap_text(gap) for gap in newest(self.heard.gaps, min(new, RECENT_GAPS))]
         return lines + [f"gap: and {new - RECENT_GAPS:,} before these"] if new > RECENT_GAPS else lines
 
     def status_lines(self, width, height):
         heard, rate = self.heard, self.rates
-        lines = [f"feeder listen   {self.args.group}:{self.args.port} on {self.args.interface or 'any interface'}   "
-                 f"{(steady_ns() - self.started_ns) / SECOND:,.0f} s   Ctrl-C ends"]
+        lines = [f"feeder listen   {self.where()}   {(steady_ns() - self.started_ns) / SECOND:,.0f} s   Ctrl-C ends"]
         if not heard.packets:
             lines.append("nothing received yet")
-        for channel in list(heard.channels.values())[:4]:
-            state = "ended" if channel.session.ended else "SILENT" if channel.silent else "open"
-            lines.append(f"channel {channel.number:<3}session {channel.session.number} {state}, "
-                         f"next sequence {channel.expected:,}")
+        for stream in list(heard.streams.values())[:4]:
+            state = "ended" if stream.ended else "SILENT" if stream.silent else "open"
+            lines.append(f"channel {stream.channel:<3}session {stream.session.number} {state}, "
+                         f"next sequence {stream.expected:,}")
         by_type = ", ".join(f"{name} {rate[name].per_second:,.0f}" for name in heard.by_type)
         lines += [
             f"packets   {rate['packets'].per_second:,.0f}/s, {heard.packets:,} in all   "
-            f"{size_text(rate['bytes'].per_second)}/s   socket buffer {size_text(self.socket.recv_buffer_bytes)}",
+            f"{size_text(rate['bytes'].per_second)}/s   socket buffer {size_text(self.inlet.recv_buffer_bytes)}",
             f"messages  {rate['messages'].per_second:,.0f}/s, {heard.messages:,} in all",
             f"  /s      {by_type}",
             f"latency   sent to here:   {latency_text(heard.send_latency)}",
             f"          feeder to here: {latency_text(heard.venue_latency)}",
-            f"loss      {self.loss()}", *self.faults()]
-        lines += ["  gap     " + gap_text(gap) for gap in list(heard.gaps)[-RECENT_GAPS:]]
+            f"loss      {self.loss()}", *self.ways(), *self.faults()]
+        lines += ["  gap     " + gap_text(gap) for gap in newest(heard.gaps, RECENT_GAPS)]
         for status in heard.venues.values():
             if not status.connected:
                 lines.append(f"venue     {status.venue} is not connected: {status.text or reason_text(status.reason)}")
@@ -305,19 +356,18 @@ class Monitor:
             self.screen.show([waiting, self.loss()], [waiting])
 
     def summary(self):
-        heard, args = self.heard, self.args
-        where = f"{args.group}:{args.port} on {args.interface or 'any interface'}"
+        heard, args, where = self.heard, self.args, self.where()
         if not heard.packets:
             foreign = f", but {sum(heard.errors.values()):,} datagrams that are not ours" if heard.errors else ""
             return [f"nothing received from {where} in {self.seconds:.1f} s{foreign}. Is the feeder running, and are "
                     "group, port and interface the same?", *self.faults()]
         lines = [f"listened {self.seconds:.1f} s to {where}: {heard.packets:,} packets, {heard.messages:,} messages, "
-                 f"{size_text(heard.bytes)}", f"loss      {self.loss()}", *self.faults(),
+                 f"{size_text(heard.bytes)}", f"loss      {self.loss()}", *self.ways(), *self.faults(),
                  f"latency   sent to here:   {latency_text(heard.send_latency)}",
                  f"          feeder to here: {latency_text(heard.venue_latency)}",
                  f"books     {self.states()}"]
-        lines += [f"channel {channel.number}: the publisher ended session {channel.session.number}"
-                  for channel in heard.channels.values() if channel.session.ended]
+        lines += [f"channel {session.channel}: the publisher ended session {session.number}"
+                  for session in heard.sessions if session.ended]
         if args.book and not self.find_book():
             lines.append(f"no instrument {args.book} was defined in that time")
         return lines
@@ -337,7 +387,8 @@ class Monitor:
             "mismatches": heard.mismatches, "last_mismatch": heard.last_mismatch, "crossed": heard.crossed,
             "undefined": heard.undefined, "ignored": heard.ignored, "unknown_messages": heard.unknown_messages,
             "errors": heard.errors, "internal_errors": self.loop.errors,
-            "kernel_drops": self.drops, "recv_buffer_bytes": self.socket.recv_buffer_bytes,
+            "kernel_drops": self.drops, "recv_buffer_bytes": self.inlet.recv_buffer_bytes,
+            **self.inlet.report(),
             "latency": {"send_to_receive_ns": heard.send_latency.summary(),
                         "venue_receive_to_receive_ns": heard.venue_latency.summary()},
             "sessions": [{"channel": session.channel, "session": session.number, "first_sequence": session.first,
@@ -362,6 +413,20 @@ def row(view):
     return (view.venue, view.symbol or view.label, STATE_NAMES[view.state], "" if live else view.reason,
             str(view.epoch), bid[0][0] if bid else "-", ask[0][0] if ask else "-", f"{view.events:,}",
             f"{view.trades:,}")
+
+
+def line_text(line):
+    """Return the line of a line; one that was never heard has no figures."""
+    if "packets" not in line:
+        return f"line      {line['name']}: nothing yet"
+    return (f"line      {line['name']}: {'SILENT, ' if line['silent'] else ''}{line['packets']:,} packets, first with "
+            f"{line['wins']:,}, messages lost {line['lost']:,}, behind by p50 {time_text(line['lag_ns']['p50'])}, "
+            f"p99 {time_text(line['lag_ns']['p99'])}")
+
+
+def newest(kept, count):
+    """Return the last `count` of a deque, or all there are."""
+    return list(kept)[-count:] if count else []
 
 
 def latency_text(histogram):
@@ -429,7 +494,7 @@ def gap_record(gap):
 
 
 def instrument_record(view):
-    return {"channel": view.channel.number, "instrument_id": view.instrument_id, "venue": view.venue,
+    return {"channel": view.stream.channel, "instrument_id": view.instrument_id, "venue": view.venue,
             "symbol": view.symbol, "name": view.definition.name if view.definition else "",
             "state": STATE_NAMES[view.state], "reason": view.reason, "in_step": view.in_step, "epoch": view.epoch,
             "events": view.events, "trades": view.trades, "bbos": view.bbos, "refreshes": view.refreshes,

@@ -17,8 +17,9 @@ from feeder.clock import wall_ns
 from feeder.errors import ConfigError, FeederError, HostError
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE, REASON_CODES, STALE
-from feeder.net import PacketSender, SocketOptions
+from feeder.net import PacketReceiver, PacketSender, SocketOptions
 from feeder.packet import INCREMENT, SNAPSHOT, Encoder
+from feeder.receiver import exhaust
 
 GROUP = "239.192.77.5"
 HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -29,7 +30,7 @@ E8 = 10**8
 def multicast():
     """Skip where the host has no multicast on loopback (some containers)."""
     try:
-        listen.PacketReceiver(GROUP, free_port(), interface="127.0.0.1").close()
+        PacketReceiver(GROUP, free_port(), interface="127.0.0.1").close()
     except HostError as error:
         pytest.skip(str(error))
 
@@ -126,7 +127,7 @@ def test_everything_arrives(multicast, tmp_path, capsys):
     assert code == report["exit_code"] == 0
     assert (report["messages"], report["packets"], report["lost"], report["gaps"]) == (MESSAGES, 11, 0, [])
     assert report["messages_by_type"] == {"definition": 2, "snapshot": 2, "increment": 10, "trade": 10, "bbo": 10,
-                                          "status": 0, "padding": 0}
+                                          "status": 0, "padding": 0, "round": 0}
     spot, usdm = report["instruments"]
     assert (spot["venue"], spot["symbol"], spot["state"], spot["epoch"]) == ("binance_spot", "BTCUSDT", "live", 1)
     assert (spot["events"], spot["trades"], spot["last_venue_sequence"]) == (11, 10, 110)
@@ -216,7 +217,7 @@ def test_ladder_aligns_points_and_hides_what_is_not_live():
     assert [line.split() for line in rows] == [["1.5", "61837.64", "61838", "1"], ["0.25", "61837"]]
     assert rows[0].index("61837.64") == rows[1].index("61837")
     assert listen.ladder(view, 20, 25)[1].split() == ["bid", "ask"]
-    heard.tick(wall_ns() + 60 * 10**9)
+    exhaust(heard.tick(wall_ns() + 60 * 10**9))
     assert len(listen.ladder(view, 20, 80)) == 1 and "STALE (silent)" in listen.ladder(view, 20, 80)[0]
 
 
@@ -300,11 +301,11 @@ def test_bursts_are_heard_as_datagrams(multicast, more, capsys):
         encoder.end()
         assert sender.bursts == 1 and sender.sent == 28
         while monitor.heard.packets < sender.sent:
-            monitor.on_readable()
+            monitor.loop.run_once()
         heard = monitor.heard
         assert (heard.by_type["trade"], heard.by_type["padding"], heard.messages) == (500, 25, 525)
         assert (heard.gap_count, heard.errors, heard.unknown_messages) == (0, {}, 0)
-        assert monitor.socket.coalesces == bool(more) and not monitor.faults()
+        assert monitor.inlet.sources[0].socket.coalesces == bool(more) and not monitor.faults()
         assert "or more" not in monitor.loss()
         monitor.drops = 3
         assert ("kernel drops 3 or more" in monitor.loss()) == bool(more)
