@@ -9,6 +9,7 @@ are (FEEDER_CAPTURES, default ../shared/data), else messages of the venue twin, 
     traffic     what is fed           pipeline, ring    put together, in memory
     peers       who stands round      fanin             from 1 to 2,048 instruments
     profile     where time goes       wire, start       `feeder run`, a process of its own
+                                      deliver           a publisher and `feeder listen`
 
 A bench is `bench_NAME(run)` in the module that BENCHES names, a generator of rows (measure.py says what a row is);
 `run` is a Run: the traffic, how often to repeat. Modules are imported when their bench is wanted.
@@ -37,6 +38,7 @@ BENCHES = {
     "pipeline": ("pipeline", "payload to datagram in memory, one a message"),
     "ring": ("ring", "from one spinning process to another: a call on the writer to the call on the reader's sink"),
     "udp": ("udp", "datagrams out and in over loopback: in bursts, and one by one"),
+    "deliver": ("deliver", "a datagram's cost to publisher and listener, 20,000 a second for a minute"),
     "fanin": ("fanin", "1 to 2,048 instruments: time a message, memory an instrument"),
     "wire": ("wire", "TCP bytes to datagrams through the kernel, open loop, to the knee and past it"),
     "start": ("start", "imports, process start to publishing and to the first live book, memory at rest"),
