@@ -1,25 +1,28 @@
 """The listener's half of the protocol: datagrams in; sequences checked, books kept, every gap named.
 
-In:   one datagram and the time it came.   Out: what arrived, what did not, and each instrument's book.
-Hot:  Receiver.receive; 20,000 datagrams a second are its aim (no bench yet; tests/test_receiver.py has its answers).
+In:   one datagram, the time it came, the line it came by.   Out: Heard, one by one, each while its book is as of it.
+Hot:  Receiver.sort and what it calls for a packet that is next; 20,000 datagrams a second are its aim.
 
-Sequences number messages, so a packet covers sequence .. sequence + count - 1 of its channel. Against the
-number expected next:
+    line 0 ──┐ path                          ┌▶ Stream (channel, session): Reorder, then each message in sequence
+    line 1 ──┼──────▶ sort: whose, and where ┼▶ Stream                       └▶ View (instrument): book, state
+    resent ──┘        by header alone        └▶ duplicate, late, straggler, not ours: counted
+    loop   ──────────────────────────────────▶ a view's book, at the place in the stream where it is valid
 
-    equal     applied
-    higher    a gap, expected .. sequence - 1; then applied
-    lower     fills a known gap: late (reordered), never applied to a book; else a duplicate
+A *stream* is one numbered run, a *line* one way by which packets come, any number of lines carry a stream. A line that
+shows a greater session has moved to another stream; one that was left by all its lines is over. What is missing is waited
+for and declared as reorder.py says. The first packet of a stream sets the number expected; where its line carried another
+session before, we were listening, and it is 1.
 
-The first packet after joining sets the number expected. A higher session replaces the present one, and its
-messages are counted from 1, because we were listening; a lower one is a straggler of an old session, unless
-the present one has ended or fallen silent (a publisher restarted behind a clock that was set back).
+A book is *in step* when its snapshot came complete, the sender called it LIVE at this epoch, and nothing was lost since;
+only then is it LIVE here. A gap moves the stream's `era` on, and every book of an older era is out of step: no walk over
+the books. Parts of an event wait in `pending` until LAST; readers never see half. Silence and the end of a session put a
+stream's books out of sight of LIVE, but not out of step.
 
-A book is *in step* when its snapshot came complete, the sender called it LIVE at this epoch, and nothing was
-lost since; only then is it LIVE here. A gap moves the channel's `era` on, and every book of an older era is
-out of step: no walk over the books. Parts of an event wait in `pending` until LAST; readers never see half.
-Silence and the end of a session put a channel's books out of sight of LIVE, but not out of step.
+A book of the snapshot loop holds at S, between two messages. A view out of step keeps its INCREMENTs, so a book that comes
+when the stream is at S or beyond is taken, and what followed S is put on top. It is right if nothing was lost since S, and
+no message since S told another epoch or state: `since`, `usable_from`, `epoch_at`.
 
-Not here: sockets, clocks, text for people. Everything kept has a bound, named below.
+Not here: sockets, clocks, asking again, choosing among streams, text for people. Everything kept has a bound, named below.
 """
 
 import re
@@ -29,31 +32,67 @@ from collections import deque, namedtuple
 from feeder.counter import Histogram
 from feeder.errors import PacketError
 from feeder.message import LIVE, REASONS, STALE, SYNCING
-from feeder.packet import (ALL_INSTRUMENTS, END, FIRST, LAST, REFRESH, SNAPSHOT, TYPE_NAMES, Bbo, Book, Definition,
-                           Padding, Status, Trade, decode)
+from feeder.packet import (ALL_INSTRUMENTS, END as LAST_PACKET, FIRST, LAST, MAGIC, MESSAGE, PACKET, REFRESH,
+                           RETRANSMITTED, SIGNED, SNAPSHOT, SNAPSHOTS, TYPE_NAMES, VERSION, Bbo, Book, Definition, Packet,
+                           Padding, Round, Status, Trade, decode)
+from feeder.reorder import BEYOND, DUPLICATE, LATE, OVERLAP, Missing, Reorder
 
-MAX_CHANNELS = 256
-MAX_INSTRUMENTS = 16_384          # a channel
+MAX_STREAMS = 256
+MAX_LINES = 64
+MAX_INSTRUMENTS = 16_384          # a stream
 MAX_LEVELS = 100_000              # a side, and an unfinished event
 MAX_GAPS = 1_000                  # newest kept for the report; all are counted
-MAX_MISSING = 1_000               # ranges a channel in which late packets are recognized
 MAX_SESSIONS = 100
+MAX_VENUES = 256
 MAX_REASONS = 64                  # kinds of error told apart
+MAX_WANTED = 64                   # ranges that wanted() names
+KEEP = 512                        # INCREMENTs that a view out of step keeps
+MAX_AHEAD = 4_096                 # messages of the loop that wait for a stream to reach them
+MAX_KEPT_NUMBERS = 1 << 20        # in all that is kept for the loop; 40 MB
+ARRIVALS = 4_096                  # of a stream with several lines, how many are remembered to measure lags
 SILENCE_NS = 3_000_000_000        # a publisher sends heartbeats at least once a second
-OUT_OF_STEP = -1                  # an era that no channel is ever in
+OUT_OF_STEP = -1                  # an era that no stream is ever in
 
+# Kinds of Heard. `message` is, unless it says otherwise, the packet.py message; `sequence` that of its last part.
+BOOK = 1               # a whole event, applied, in step: a Book with all its levels. One of the loop: type SNAPSHOT with
+                       # REFRESH, and `sequence` is the next number, since all below it is in the book
+TRADE, BBO = 2, 3
+STATE = 4              # what may be shown of the view changed: its Status, or the message that put the book out of step
+DEFINITION = 5         # new or changed
+VENUE = 6              # Status of a whole venue
+GAP = 7                # declared lost: a Gap; all books of the stream are out of step
+SESSION = 8            # a stream opened: its Session; `sequence` is the first expected
+END = 9                # a stream is over, by its last packet or because all its lines went to others: its Session
+SILENT, HEARD_AGAIN = 10, 11              # nothing new came for silence_ns, all its books are out of sight: its Session
+LINE_SILENT, LINE_BACK = 12, 13           # its Line; no stream
+KINDS = ("", "book", "trade", "bbo", "state", "definition", "venue", "gap", "session", "end", "silent", "heard_again",
+         "line_silent", "line_back")
+
+Heard = namedtuple("Heard", "kind stream sequence view message")
 Gap = namedtuple("Gap", "channel session first last at_ns")
+Kept = namedtuple("Kept", "first last message")
+Unknown = namedtuple("Unknown", "instrument_id type")            # a message of a type that this version does not know
 
+unpack_header = PACKET.unpack_from
 numbers_in = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 
 
 class Receiver:
-    """What was heard on one group and port; `receive` is fed, the rest is read."""
+    """What was heard on any lines; `heard` or `receive` is fed, `tick` told the time, the rest is read.
 
-    def __init__(self, silence_ns=SILENCE_NS):
+    Times are the wall clock's, as in the packets. Args: silence_ns; hold_ns, how long to wait for what is missing; seal
+    (seal.py), with which packets must verify; keep, how many INCREMENTs a view out of step keeps for a book of the loop.
+    """
+
+    def __init__(self, silence_ns=SILENCE_NS, hold_ns=0, seal=None, keep=KEEP):
         self.silence_ns = silence_ns
-        self.channels = {}
-        self.packets = 0               # that decoded, whatever became of them
+        self.hold_ns = hold_ns
+        self.seal = seal
+        self.keep = keep
+        self.streams = {}              # (channel, session) -> Stream
+        self.lines = {}                # line -> Line
+        self.waiting = set()           # streams with a gap that is not declared yet
+        self.packets = 0               # of the sequence, that were whole, whatever became of them
         self.bytes = 0
         self.heartbeats = 0
         self.messages = 0              # in sequence or late; not duplicates
@@ -61,128 +100,314 @@ class Receiver:
         self.unknown_messages = 0      # of a type this version does not know
         self.gaps = deque(maxlen=MAX_GAPS)
         self.gap_count = 0
-        self.missed = 0                # messages in gaps, at the moment the gap was seen
+        self.missed = 0                # messages in gaps, at the moment the gap was declared
         self.late = 0                  # of those, the ones that came after all
         self.late_packets = 0
         self.duplicates = 0            # packets
+        self.resent = 0                # packets that came because somebody asked
         self.stragglers = 0            # packets of an older session
-        self.silences = 0              # times that a channel stopped without END
+        self.silences = 0              # times that a stream stopped without END
         self.mismatches = 0            # refreshes that differ from the book kept without loss: must be 0
         self.last_mismatch = ""
         self.crossed = 0
         self.undefined = 0             # messages of instruments whose definition has not come yet
-        self.ignored = 0               # book messages that could not be used: before a snapshot, or parts of a cut one
+        self.ignored = 0               # book messages that were of no use when they came: before a snapshot, or cut parts
+        self.loop_packets = 0          # of the snapshot loop, these and below
+        self.loop_lost = 0
+        self.loop_unused = 0           # packets: seen before, or of a session that is not heard in sequence
+        self.rounds = 0
+        self.taken_from_loop = 0       # books
         self.errors = {}               # reason -> count; numbers in reasons are written as N
         self.sessions = deque(maxlen=MAX_SESSIONS)
         self.session_count = 0
         self.venues = {}               # name -> its newest Status
         self.send_latency = Histogram()      # send -> receive, a packet
         self.venue_latency = Histogram()     # the feeder's receive from the venue -> receive, a message
-        self.handlers = {Definition: self.on_definition, Book: self.on_book, Trade: self.on_trade,
-                         Bbo: self.on_bbo, Status: self.on_status, Padding: self.on_padding}
+        self.stream = None             # of the packet that sort() returned
+        self.whole = None              # the Book of an event that was split, where a handler told BOOK
+        self.kept_numbers = 0
+        self.handlers = {Definition: self.on_definition, Book: self.on_book, Trade: self.on_trade, Bbo: self.on_bbo,
+                         Status: self.on_status, Padding: self.on_padding, Round: self.on_padding,
+                         Unknown: self.on_unknown}
 
     @property
     def lost(self):
         """Messages that never came."""
         return self.missed - self.late
 
+    # -- feeding ---------------------------------------------------------------------------------------------
+
+    def receive(self, datagram, now_ns, line=0):
+        """Take all of one datagram; return its Packet, or None where it brought nothing new, or has to wait."""
+        found = self.sort(datagram, now_ns, line)
+        if type(found) is not Packet:
+            return None if found is None else exhaust(found)
+        stream, handlers, sequence = self.stream, self.handlers, found.sequence
+        self.messages += found.message_count
+        stream.session.messages += found.message_count
+        for message in found.messages:
+            handlers[type(message)](stream, message, sequence, now_ns)
+            sequence += 1
+        if stream.ahead:
+            exhaust(self.take_ahead(stream))
+        return found
+
+    def heard(self, datagram, now_ns, line=0):
+        """Yield Heard while a datagram is applied, message by message. It must stay as it is, and all must be taken.
+
+        Args: line, by which it came, any number; None for what was sent again.
+        """
+        found = self.sort(datagram, now_ns, line)
+        if found is None:
+            return
+        yield from self.apply(self.stream, found, now_ns) if type(found) is Packet else found
+
+    def tick(self, now_ns):
+        """Yield Heard that time brings: what was waited for too long, silence. All must be taken; call it at least once
+        a second, and at deadline_ns.
+        """
+        silence_ns = self.silence_ns
+        for stream in list(self.streams.values()):
+            if stream.order.waits:
+                yield from self.run(stream, now_ns)
+            if stream.heard_ns > now_ns:               # the clock was set back
+                stream.heard_ns = now_ns
+            if now_ns - stream.heard_ns > silence_ns and not stream.silent and not stream.session.ended:
+                stream.silent = True
+                self.silences += 1
+                for path in stream.paths:
+                    path.quiet = True
+                yield Heard(SILENT, stream, stream.order.expected, None, stream.session)
+            if stream.silent and self.is_replaced(stream) or stream.is_left and all(
+                    now_ns - path.heard_ns > silence_ns for path in stream.paths):
+                yield from self.close(stream, now_ns)
+        for line in self.lines.values():
+            if not line.silent and line.is_quiet(now_ns, silence_ns):
+                line.silent = True
+                for path in line.paths.values():
+                    path.quiet = True
+                yield Heard(LINE_SILENT, None, 0, None, line)
+
+    @property
+    def deadline_ns(self):
+        """When tick() has something to do for packets that are held back, or None."""
+        return min(stream.order.deadline_ns for stream in self.waiting) if self.waiting else None
+
+    def wanted(self, now_ns):
+        """Return [(channel, session, first, last), ...]: what is missing and still waited for, oldest first."""
+        if not self.waiting:
+            return []
+        found = sorted((since_ns, *stream.key, first, last) for stream in self.waiting
+                       for first, last, since_ns in stream.order.wanted(now_ns))
+        return [wanted[1:] for wanted in found[:MAX_WANTED]]
+
+    def give_up(self, channel, session, first, last, now_ns):
+        """Yield Heard: nobody can send first..last again, do not wait for what is missing of it. All must be taken."""
+        stream = self.streams.get((channel, session))
+        if stream is not None:
+            stream.order.give_up(first, last)
+            yield from self.run(stream, now_ns)
+
     # -- packets ---------------------------------------------------------------------------------------------
 
-    def receive(self, datagram, now_ns):
-        """Take one datagram, valid during the call only; return its Packet, or None where it brought nothing new.
-
-        Times are the wall clock's, as in the packets.
+    def sort(self, datagram, now_ns, line):
+        """Return a Packet that is next in `self.stream`, to be applied; None, if all is done; or a generator to exhaust,
+        of Heard, that returns what receive() does.
         """
-        self.bytes += len(datagram)
+        size = len(datagram)
+        self.bytes += size
+        if size < PACKET.size:
+            return self.refuse(datagram)
+        magic, version, flags, channel, session, sequence, send_ns, count, packet_bytes, _ = unpack_header(datagram)
+        if magic != MAGIC or version != VERSION or packet_bytes != size:
+            return self.refuse(datagram)
+        if self.seal is not None:
+            if not flags & SIGNED:
+                return self.error("packet is not signed")
+            if not self.seal.verify(datagram):
+                return self.error("signature does not verify")
+        if flags & (SNAPSHOTS | RETRANSMITTED):
+            if flags & SNAPSHOTS:
+                return self.on_loop(datagram, now_ns)
+            line = None                              # whoever sends again: that is not the line living
+        known = self.lines.get(line)
+        path = known.paths.get(channel) if known is not None else None
+        if path is not None and path.session == session and not path.quiet:
+            order = path.stream.order
+            if sequence == order.expected == path.next and count and not order.waits:
+                try:
+                    packet = decode(datagram)
+                except PacketError as error:
+                    return self.error(str(error))
+                self.packets += 1
+                stream = self.stream = path.stream
+                order.expected = path.next = sequence + count
+                path.wins += 1
+                path.heard_ns = stream.heard_ns = now_ns
+                self.send_latency.add(now_ns - send_ns)
+                if stream.arrivals is not None:
+                    stream.arrivals[sequence % ARRIVALS] = sequence, now_ns
+                return packet if len(packet.messages) == count else with_unknown(packet, datagram)
+            if count and order.place(sequence, count) == DUPLICATE:
+                self.packets += 1
+                return self.on_duplicate(path, sequence, count, now_ns)
+        return self.on_unlikely(datagram, line, path, now_ns)
+
+    def refuse(self, datagram):
         try:
-            packet = decode(datagram)
+            decode(datagram)
+        except PacketError as error:
+            return self.error(str(error))
+
+    def on_duplicate(self, path, first, count, now_ns):
+        """A packet that another line, or this one, has brought already."""
+        self.duplicates += 1
+        if path is None:
+            return
+        path.heard_ns = now_ns
+        path.duplicates += 1
+        arrivals = path.stream.arrivals
+        if path.arrived(first, count) and arrivals is not None:
+            known, came_ns = arrivals[first % ARRIVALS]
+            if known == first:
+                path.line.lag.add(now_ns - came_ns)
+
+    def on_unlikely(self, datagram, line, path, now_ns):
+        """Take a packet that is not plainly the next; a generator of Heard that returns it if it is new and applied."""
+        try:
+            packet = with_unknown(decode(datagram), datagram)
         except PacketError as error:
             return self.error(str(error))
         self.packets += 1
-        channel = self.channels.get(packet.channel)
-        if channel is None or packet.session != channel.session.number:
-            channel = self.open_session(channel, packet, now_ns)
-            if channel is None:
+        if line is None:
+            self.resent += 1
+            stream = self.streams.get((packet.channel, packet.session))
+            if stream is None:
+                self.stragglers += 1
                 return None
-        first = packet.sequence
-        count = packet.message_count
-        expected = channel.expected
-        self.send_latency.add(now_ns - packet.send_ns)
-        channel.heard_ns = now_ns
-        channel.silent = False
-        if first != expected:
-            if first < expected:
-                return self.take_late(channel, packet)
-            self.open_gap(channel, expected, first - 1, now_ns)
-        channel.expected = first + count
-        if not count:
-            self.heartbeats += 1
-            if packet.flags & END:
-                channel.session.ended = True
-            return packet
-        self.messages += count
-        channel.session.messages += count
-        if len(packet.messages) != count:
-            self.unknown_messages += count - len(packet.messages)
-        handlers = self.handlers
-        for message in packet.messages:
-            handlers[type(message)](channel, message, now_ns)
-        return packet
-
-    def tick(self, now_ns):
-        """Mark the channels from which nothing comes any more; to be called about once a second."""
-        for channel in self.channels.values():
-            if not (channel.silent or channel.session.ended) and now_ns - channel.heard_ns > self.silence_ns:
-                channel.silent = True
-                self.silences += 1
-
-    def open_session(self, channel, packet, now_ns):
-        """Start a channel, or a new session on it; None for a straggler of an older one."""
-        if channel is None:
-            if len(self.channels) >= MAX_CHANNELS:
-                return self.error(f"more than {MAX_CHANNELS} channels")
-            expected = packet.sequence
-        elif packet.session < channel.session.number and not (
-                channel.session.ended or now_ns - channel.heard_ns > self.silence_ns):
-            self.stragglers += 1
-            return None
         else:
-            expected = 1
-        session = Session(packet.channel, packet.session, expected, now_ns)
-        self.sessions.append(session)
-        self.session_count += 1
-        self.channels[packet.channel] = channel = Channel(session, expected, now_ns)
-        return channel
+            if path is None or path.session != packet.session or path.stream is None:
+                path = yield from self.move(line, path, packet, now_ns)
+                if path is None:
+                    return None
+            stream = path.stream
+            path.heard_ns = now_ns
+            path.quiet = stream.silent
+            if path.line.silent:
+                path.line.silent = False
+                yield Heard(LINE_BACK, None, 0, None, path.line)
+        order = stream.order
+        first, count = packet.sequence, packet.message_count
+        place = order.place(first, count)
+        if count and place == DUPLICATE:
+            return self.on_duplicate(path, first, count, now_ns)
+        if path is not None:
+            path.arrived(first, count)
+        if count and place == OVERLAP:
+            return self.error("packet overlaps the one before it")      # not applied, so the next one shows a gap
+        if count and place == LATE:
+            return (yield from self.take_late(stream, path, packet))
+        is_newest = first >= (order.edge if order.waits else order.expected)
+        if path is not None:
+            if count:
+                path.wins += 1
+                if stream.arrivals is not None:
+                    stream.arrivals[first % ARRIVALS] = first, now_ns
+            else:
+                path.heartbeats += 1
+            if is_newest:                            # what fills a gap, or was known before, does not prove a life
+                stream.heard_ns = now_ns
+                self.send_latency.add(now_ns - packet.send_ns)
+        if not count:
+            if not is_newest:
+                return None
+            self.heartbeats += 1
+            if packet.flags & LAST_PACKET:
+                stream.end_at = first
+        order.put(packet, len(datagram), now_ns)
+        yield from self.run(stream, now_ns)
+        if path is not None:
+            path.quiet = stream.silent
+        return None if first in order.held else packet
 
-    def open_gap(self, channel, first, last, now_ns):
-        self.gaps.append(Gap(channel.number, channel.session.number, first, last, now_ns))
+    def run(self, stream, now_ns):
+        """Yield Heard while all that is in order now is applied, or declared lost."""
+        order = stream.order
+        for step in order.release(now_ns):
+            if type(step) is Packet:
+                if stream.silent and self.is_back(stream, now_ns):
+                    yield Heard(HEARD_AGAIN, stream, step.sequence, None, stream.session)
+                yield from self.apply(stream, step, now_ns)
+            else:
+                yield self.open_gap(stream, *step, now_ns)
+        if order.waits:
+            self.waiting.add(stream)
+            return
+        self.waiting.discard(stream)
+        if stream.silent and self.is_back(stream, now_ns):     # not before a gap is declared: nothing is live behind one
+            yield Heard(HEARD_AGAIN, stream, order.expected, None, stream.session)
+        if stream.ahead:
+            yield from self.take_ahead(stream)
+        if stream.end_at is not None and not stream.session.ended:
+            stream.session.ended = True
+            yield Heard(END, stream, order.expected, None, stream.session)
+
+    def is_back(self, stream, now_ns):
+        """Lift a stream's silence if something new came; return True if so."""
+        if now_ns - stream.heard_ns > self.silence_ns:
+            return False
+        stream.silent = False
+        return True
+
+    def apply(self, stream, packet, now_ns):
+        """Apply the messages of a packet; yield what each of them brought."""
+        handlers, views, sequence = self.handlers, stream.views, packet.sequence
+        self.messages += packet.message_count
+        stream.session.messages += packet.message_count
+        self.whole = None
+        for message in packet.messages:
+            kind = handlers[type(message)](stream, message, sequence, now_ns)
+            if kind is not None:
+                if self.whole is not None:
+                    message, self.whole = self.whole, None
+                yield Heard(kind, stream, sequence, views.get(message.instrument_id), message)
+            sequence += 1
+        if stream.ahead:
+            yield from self.take_ahead(stream)
+
+    def open_gap(self, stream, first, last, now_ns):
+        gap = Gap(*stream.key, first, last, now_ns)
+        self.gaps.append(gap)
         self.gap_count += 1
         self.missed += last - first + 1
-        channel.missing.append([first, last])
-        del channel.missing[:-MAX_MISSING]
-        channel.era += 1
+        stream.session.missed += last - first + 1
+        stream.era += 1
+        stream.since = last + 1
+        for view in stream.keepers:
+            self.forget(view)
+        stream.keepers.clear()
+        return Heard(GAP, stream, first, None, gap)
 
-    def take_late(self, channel, packet):
-        """A packet from before the expected number: it fills a gap, or is a duplicate, or a late heartbeat."""
+    def take_late(self, stream, path, packet):
+        """A packet of what was declared lost: never applied to a book."""
+        missing = stream.order.missing
         first, last = packet.sequence, packet.sequence + packet.message_count - 1
-        if last >= channel.expected:
-            return self.error("packet overlaps the one before it")      # not applied, so the next one shows a gap
-        if last < first:
-            return None
-        filled = channel.fill(first, last)
-        if not filled:
-            self.duplicates += 1
-            return None
+        filled = missing.fill(first, last)
         self.late += filled
         self.late_packets += 1
         self.messages += filled
-        channel.session.messages += filled
-        for message in packet.messages:
-            view = channel.views.get(message.instrument_id)
-            if isinstance(message, Definition):
-                if view is None or view.definition is None:             # a newer one may be known
-                    self.on_definition(channel, message, 0)
-            elif isinstance(message, Trade) and view is not None:
+        stream.session.messages += filled
+        stream.session.late += filled
+        if path is not None:
+            path.wins += 1
+        is_newest = not missing.overlap(last, BEYOND)        # nothing behind it may have changed what it defines
+        for sequence, message in enumerate(packet.messages, first):
+            view = stream.views.get(message.instrument_id)
+            if type(message) is Definition:
+                if is_newest and (view is None or view.definition is None):
+                    if self.on_definition(stream, message, sequence, 0) is not None:
+                        yield Heard(DEFINITION, stream, sequence, stream.views[message.instrument_id], message)
+            elif type(message) is Trade and view is not None:
                 self.by_type["trade"] += 1
                 view.trades += 1
         return packet
@@ -194,83 +419,185 @@ class Receiver:
             reason = "other"
         self.errors[reason] = self.errors.get(reason, 0) + 1
 
-    # -- messages --------------------------------------------------------------------------------------------
+    # -- sessions --------------------------------------------------------------------------------------------
 
-    def view(self, channel, instrument_id):
+    def move(self, line, path, packet, now_ns):
+        """Bring a line to the stream of its packet; yield Heard, return its Path, or None if the packet is not to count."""
+        number, session = packet.channel, packet.session
+        if path is not None and session < path.session and (
+                self.seal is not None or path.stream is not None and not path.stream.session.ended
+                and now_ns - path.heard_ns <= self.silence_ns):
+            self.stragglers += 1
+            return None
+        stream = self.streams.get((number, session))
+        if stream is None and not (yield from self.make_room(now_ns)):
+            return self.error(f"more than {MAX_STREAMS} streams")
+        if path is None:
+            if line not in self.lines:
+                if len(self.lines) >= MAX_LINES:
+                    return self.error(f"more than {MAX_LINES} lines")
+                self.lines[line] = Line(line)
+            path = self.lines[line].paths[number] = Path(self.lines[line])
+            expected = packet.sequence
+        else:
+            expected = 1 if session != path.session else packet.sequence
+            old = path.stream
+            if old is not None:
+                old.is_left = True
+                old.paths.remove(path)
+                path.stream = None
+                if not old.paths:
+                    yield from self.close(old, now_ns)
+        if stream is None:
+            stream = self.open(number, session, expected, now_ns)
+            yield Heard(SESSION, stream, expected, None, stream.session)
+        path.take(stream, expected)
+        return path
+
+    def open(self, channel, number, expected, now_ns):
+        session = Session(channel, number, expected, now_ns)
+        self.sessions.append(session)
+        self.session_count += 1
+        stream = self.streams[channel, number] = Stream(session, Reorder(expected, self.hold_ns), now_ns)
+        return stream
+
+    def is_replaced(self, stream):
+        """True if only the loop told of a stream, and lines brought another one of its channel."""
+        return not stream.paths and any(other.channel == stream.channel and other.paths
+                                        for other in self.streams.values())
+
+    def make_room(self, now_ns):
+        """See to it that one more stream may be opened; yields Heard, returns False where it may not."""
+        if len(self.streams) >= MAX_STREAMS:
+            dead = [stream for stream in self.streams.values() if stream.silent or stream.session.ended]
+            if not dead:
+                return False
+            yield from self.close(dead[0], now_ns)
+        return True
+
+    def close(self, stream, now_ns):
+        """Drop a stream: what is held goes out, what is missing is declared; yields Heard."""
+        stream.order.give_up(0, BEYOND)
+        yield from self.run(stream, now_ns)
+        del self.streams[stream.key]
+        stream.is_over = True
+        for path in stream.paths:
+            path.stream = None
+            path.quiet = True
+        stream.paths.clear()
+        for view in stream.keepers:
+            self.forget(view)
+        while stream.ahead:
+            self.kept_numbers -= weight(stream.ahead.popleft()[2])
+        if not stream.session.ended:
+            yield Heard(END, stream, stream.order.expected, None, stream.session)
+
+    # -- messages: handlers return the kind of Heard, or None --------------------------------------------------
+
+    def view(self, stream, instrument_id):
         """Return the instrument's view, made now where it is new; None where there are too many."""
-        view = channel.views.get(instrument_id)
+        view = stream.views.get(instrument_id)
         if view is None:
-            if len(channel.views) >= MAX_INSTRUMENTS:
-                return self.error(f"more than {MAX_INSTRUMENTS} instruments on a channel")
-            view = channel.views[instrument_id] = View(channel, instrument_id)
+            if len(stream.views) >= MAX_INSTRUMENTS:
+                return self.error(f"more than {MAX_INSTRUMENTS} instruments in a stream")
+            view = stream.views[instrument_id] = View(stream, instrument_id)
         return view
 
-    def note(self, channel, message):
+    def note(self, stream, message, sequence):
         """Return the message's view, its state noted; None where there is no room for it."""
-        view = self.view(channel, message.instrument_id)
+        view = stream.views.get(message.instrument_id) or self.view(stream, message.instrument_id)
         if view is not None:
             if view.definition is None:
                 self.undefined += 1
-            view.note(message.state, message.epoch)
+            view.note(message.state, message.epoch, sequence)
         return view
 
-    def on_definition(self, channel, definition, now_ns):
+    def on_definition(self, stream, definition, sequence, now_ns):
         self.by_type["definition"] += 1
-        view = self.view(channel, definition.instrument_id)
-        if view is not None and view.definition != definition:
-            view.define(definition)
+        view = self.view(stream, definition.instrument_id)
+        return self.define(view, definition, sequence + 1) if view is not None else None
 
-    def on_book(self, channel, message, now_ns):
+    def define(self, view, definition, usable_from):
+        """Take a definition that holds from there on."""
+        view.defined_era = view.stream.era
+        if view.definition == definition:
+            return None
+        view.defined_from = usable_from
+        if view.define(definition):
+            view.leave_step(usable_from)
+            self.forget(view, usable_from)
+        return DEFINITION
+
+    def on_book(self, stream, message, sequence, now_ns):
         is_snapshot = message.type == SNAPSHOT
         self.by_type["snapshot" if is_snapshot else "increment"] += 1
-        view = self.note(channel, message)
+        view = self.note(stream, message, sequence)
         if view is None:
-            return
+            return None
         if not is_snapshot and message.recv_ns:       # a snapshot's may be an old time
             self.venue_latency.add(now_ns - message.recv_ns)
-        if view.definition is None or not is_snapshot and view.era != channel.era:
+        in_step = view.era == stream.era
+        if view.definition is None if is_snapshot else not in_step:
             self.ignored += 1                         # without a definition nobody knows what the numbers mean
-            return
+            if is_snapshot:
+                return None
         flags = message.flags
-        bids, asks = message.bids, message.asks
-        begins = flags & FIRST if is_snapshot else view.pending is None
+        first = sequence
+        pending = view.pending
+        begins = flags & FIRST if is_snapshot else pending is None or pending.era != stream.era
         if not begins or not flags & LAST:
-            parts = view.gather(message, begins)
-            if parts is None:                         # its beginning was lost, or it is too long
-                view.pending = None
-                view.era = OUT_OF_STEP
-                self.ignored += 1
-                return
+            if begins:
+                pending = view.pending = Pending(message, stream.era, sequence)
+            if pending is None or not pending.add(message, stream.era):
+                view.pending = None                   # its beginning was lost, or it is too long
+                view.leave_step(sequence + 1)
+                self.ignored += in_step or is_snapshot
+                return STATE if in_step else None
             if not flags & LAST:
-                return
-            bids, asks = parts
+                return None
+            first = pending.first
+            message = self.whole = pending.whole(message)
         view.pending = None
         if is_snapshot:
-            self.on_snapshot(channel, view, message, bids, asks)
-        else:
-            view.bids.change(bids)
-            view.asks.change(asks)
-            self.after_event(view, message)
+            return self.on_snapshot(stream, view, message, sequence)
+        if not in_step:
+            self.whole = None
+            self.keep_increment(view, first, sequence, message)
+            return None
+        view.bids.change(message.bids)
+        view.asks.change(message.asks)
+        return self.after_event(view, message, sequence)
 
-    def on_snapshot(self, channel, view, message, bids, asks):
-        in_step = view.era == channel.era
-        fresh_bids, fresh_asks = SideView(-1), SideView(1)
-        fresh_bids.change(bids)
-        fresh_asks.change(asks)
+    def on_snapshot(self, stream, view, message, sequence):
+        in_step = view.era == stream.era
+        if not in_step and view.is_unconfirmed(message.epoch):
+            self.ignored += 1
+            self.whole = None
+            return None
         if message.flags & REFRESH:
             view.refreshes += 1
-            if in_step:
-                if view.bids == fresh_bids and view.asks == fresh_asks:
-                    view.last_venue_sequence = message.venue_sequence     # events below the window are not sent
-                    return
-                self.mismatches += 1
-                self.last_mismatch = f"channel {channel.number} {view.label} at venue sequence {message.venue_sequence}"
-        view.bids, view.asks = fresh_bids, fresh_asks
+        sides = side_views(message)
+        if message.flags & REFRESH and in_step and self.is_same(view, message, *sides):
+            view.last_venue_sequence = message.venue_sequence         # events below the window are not sent
+            self.whole = None
+            return None
+        self.forget(view)
+        view.bids, view.asks = sides
         view.has_book = True
-        view.era = channel.era if message.state == LIVE else OUT_OF_STEP
-        self.after_event(view, message)
+        view.era = stream.era if message.state == LIVE else OUT_OF_STEP
+        return self.after_event(view, message, sequence)
 
-    def after_event(self, view, message):
+    def is_same(self, view, message, bids, asks):
+        """Compare a book that is repeated with the one that was kept; they must not differ."""
+        if view.bids == bids and view.asks == asks and view.epoch == message.epoch:
+            return True
+        self.mismatch(view, f"at venue sequence {message.venue_sequence}")
+
+    def mismatch(self, view, what):
+        self.mismatches += 1
+        self.last_mismatch = f"channel {view.stream.channel} {view.label} {what}"
+
+    def after_event(self, view, message, sequence):
         if not message.flags & REFRESH:
             view.events += 1
         view.last_venue_sequence = message.venue_sequence
@@ -281,47 +608,201 @@ class Receiver:
         if len(bids) > MAX_LEVELS or len(asks) > MAX_LEVELS:
             self.error(f"more than {MAX_LEVELS} levels on a side")
             view.clear()
+            view.leave_step(sequence + 1)
+            return STATE
+        return BOOK if view.era == view.stream.era else None
 
-    def on_trade(self, channel, message, now_ns):
+    def on_trade(self, stream, message, sequence, now_ns):
         self.by_type["trade"] += 1
-        view = self.note(channel, message)
+        view = self.note(stream, message, sequence)
         if view is None:
-            return
+            return None
         if message.recv_ns:
             self.venue_latency.add(now_ns - message.recv_ns)
         view.trades += 1
         view.last_trade = message.item
+        return TRADE
 
-    def on_bbo(self, channel, message, now_ns):
+    def on_bbo(self, stream, message, sequence, now_ns):
         self.by_type["bbo"] += 1
-        view = self.note(channel, message)
+        view = self.note(stream, message, sequence)
         if view is None:
-            return
+            return None
         if message.recv_ns:
             self.venue_latency.add(now_ns - message.recv_ns)
         view.bbos += 1
         view.bbo = message
+        return BBO
 
-    def on_status(self, channel, message, now_ns):
+    def on_status(self, stream, message, sequence, now_ns):
         self.by_type["status"] += 1
         if message.instrument_id == ALL_INSTRUMENTS:
-            if message.venue in self.venues or len(self.venues) < MAX_CHANNELS:
+            if message.venue in self.venues or len(self.venues) < MAX_VENUES:
                 self.venues[message.venue] = message
-            return
-        view = self.note(channel, message)
-        if view is not None:
-            view.sent_reason = message.reason
+            return VENUE
+        view = self.view(stream, message.instrument_id)
+        if view is None:
+            return None
+        before = view.sent_state, view.sent_reason, view.epoch
+        self.note(stream, message, sequence)
+        view.sent_reason = message.reason
+        return STATE if before != (view.sent_state, view.sent_reason, view.epoch) else None
 
-    def on_padding(self, channel, message, now_ns):
-        self.by_type["padding"] += 1
+    def on_padding(self, stream, message, sequence, now_ns):
+        self.by_type["padding" if type(message) is Padding else "round"] += 1
+
+    def on_unknown(self, stream, message, sequence, now_ns):
+        self.unknown_messages += 1
+
+    # -- the snapshot loop -----------------------------------------------------------------------------------
+
+    def on_loop(self, datagram, now_ns):
+        """Take a packet of the loop; a generator of Heard. It proves nothing about lines, and keeps nothing alive."""
+        try:
+            packet = decode(datagram)
+        except PacketError as error:
+            return self.error(str(error))
+        self.loop_packets += 1
+        key = packet.channel, packet.session
+        stream = self.streams.get(key)
+        if stream is None:
+            # A session that replaces another begins with its first message in sequence, or what was lost before would
+            # not be a gap: its heartbeat is here within a second.
+            if any(channel == packet.channel for channel, _ in self.streams) or not (
+                    yield from self.make_room(now_ns)):
+                self.loop_unused += 1
+                return None
+            stream = self.open(*key, packet.sequence, now_ns)
+            yield Heard(SESSION, stream, packet.sequence, None, stream.session)
+        if stream.loop_number is not None:
+            step = packet.loop - stream.loop_number & 0xFFFFFFFF
+            if not 0 < step < 2**31:
+                self.loop_unused += 1                         # another line has brought it
+                return None
+            if step > 1:
+                self.loop_lost += step - 1
+                stream.loop_pending = None
+        stream.loop_number = packet.loop
+        for message in packet.messages:
+            if type(message) is Round:
+                self.rounds += 1
+                stream.round_ns = now_ns - stream.round_at if message.number == stream.round + 1 else None
+                stream.round, stream.round_at = message.number, now_ns
+                continue
+            if type(message) is Book and not (message.flags & FIRST and message.flags & LAST):
+                message = stream.loop_part(packet.sequence, message)
+            if type(message) not in (Definition, Book, Status) or message.instrument_id == ALL_INSTRUMENTS:
+                continue
+            view = self.view(stream, message.instrument_id)
+            if view is None:
+                continue
+            if packet.sequence <= stream.order.expected:
+                heard = self.take_from_loop(view, packet.sequence, message)
+                if heard is not None:
+                    yield heard
+            elif stream.order.waits or not view.in_step:
+                stream.ahead.append((packet.sequence, view, message))
+                self.kept_numbers += weight(message)
+                while stream.ahead and (len(stream.ahead) > MAX_AHEAD or self.kept_numbers > MAX_KEPT_NUMBERS):
+                    self.kept_numbers -= weight(stream.ahead.popleft()[2])
+
+    def take_ahead(self, stream):
+        """Yield Heard of what the loop told about the place where the stream is now."""
+        ahead, order = stream.ahead, stream.order
+        while ahead and ahead[0][0] <= order.expected:
+            at, view, message = ahead.popleft()
+            self.kept_numbers -= weight(message)
+            heard = self.take_from_loop(view, at, message)
+            if heard is not None:
+                yield heard
+
+    def take_from_loop(self, view, at, message):
+        """Use what holds before message number `at`, at most the one expected; return Heard, or None."""
+        stream = view.stream
+        expected = stream.order.expected
+        in_step = view.in_step
+        if at < expected if in_step else at < max(stream.since, view.usable_from):
+            return None
+        if type(message) is Definition:
+            kind = self.loop_definition(view, at, message, in_step)
+        elif type(message) is Status:
+            kind = self.loop_status(view, at, message, in_step)
+        else:
+            kind = self.loop_book(view, at, message, in_step)
+            if self.whole is not None:
+                message, self.whole = self.whole, None
+        return Heard(kind, stream, expected, view, message) if kind is not None else None
+
+    def loop_definition(self, view, at, message, in_step):
+        if at < view.defined_from:
+            return None
+        if in_step and view.definition != message:
+            self.mismatch(view, "in its definition")
+        return self.define(view, message, at)
+
+    def loop_status(self, view, at, message, in_step):
+        if in_step:
+            self.mismatch(view, f"is live, and {message.reason} in the loop")
+        elif at <= view.epoch_at:
+            return None
+        before = view.sent_state, view.sent_reason, view.epoch
+        view.note(message.state, message.epoch, at - 1)
+        view.sent_reason = message.reason
+        self.forget(view, at)
+        return STATE if before != (view.sent_state, view.sent_reason, view.epoch) else None
+
+    def loop_book(self, view, at, message, in_step):
+        if view.definition is None or message.state != LIVE:
+            return None
+        sides = side_views(message)
+        if in_step:
+            view.refreshes += 1
+            if self.is_same(view, message, *sides):
+                return None
+        elif message.epoch != view.epoch and at <= view.epoch_at or view.is_unconfirmed(message.epoch):
+            return None
+        self.taken_from_loop += 1
+        after = [kept.message for kept in view.kept if kept.first >= at]
+        self.forget(view)
+        for kept in after:
+            sides[0].change(kept.bids)
+            sides[1].change(kept.asks)
+        view.events += len(after)
+        view.bids, view.asks = sides
+        view.has_book = True
+        view.note(LIVE, message.epoch, at - 1)
+        view.era = view.stream.era
+        view.sent_reason = 0
+        if view.pending is not None and view.pending.first < at:
+            view.pending = None
+        if after:
+            message = self.whole = after[-1]._replace(type=SNAPSHOT, flags=FIRST | LAST | REFRESH,
+                                                      bids=view.bids.flat(), asks=view.asks.flat())
+        return self.after_event(view, message, view.stream.order.expected - 1)
+
+    def keep_increment(self, view, first, last, message):
+        """Keep what a view out of step cannot use yet, and forget the oldest where there is too much."""
+        kept = view.kept
+        kept.append(Kept(first, last, message))
+        view.stream.keepers.add(view)
+        self.kept_numbers += weight(message)
+        while kept and (len(kept) > self.keep or self.kept_numbers > MAX_KEPT_NUMBERS):
+            view.usable_from = max(view.usable_from, kept[0].last + 1)
+            self.forget(view, kept[0].first + 1)
+
+    def forget(self, view, stop=BEYOND):
+        """Drop what was kept of before message number `stop`."""
+        kept = view.kept
+        while kept and kept[0].first < stop:
+            self.kept_numbers -= weight(kept.popleft().message)
 
     # -- reading ---------------------------------------------------------------------------------------------
 
     def views(self):
-        """Return every instrument of every channel, by venue and symbol; those without a definition last."""
-        found = [view for channel in self.channels.values() for view in channel.views.values()]
-        return sorted(found, key=lambda view: (view.definition is None, view.venue, view.symbol,
-                                               view.channel.number, view.instrument_id))
+        """Return every instrument of every stream, by venue and symbol; those without a definition last."""
+        found = [view for stream in self.streams.values() for view in stream.views.values()]
+        return sorted(found, key=lambda view: (view.definition is None, view.venue, view.symbol, *view.stream.key,
+                                               view.instrument_id))
 
     def find(self, text):
         """Return the views that `text` names: SYMBOL, the common name, or venue:SYMBOL; any case."""
@@ -330,10 +811,36 @@ class Receiver:
                 and wanted in (view.symbol.lower(), view.definition.name.lower(), view.label.lower())]
 
 
+def exhaust(generator):
+    """Run a generator to its end; return what it returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+def weight(message):
+    """Return how many numbers a message keeps, about."""
+    return 16 + (len(message.bids) + len(message.asks) if type(message) is Book else 0)
+
+
+def with_unknown(packet, datagram):
+    """Return the packet with an Unknown where decode() left a message out, so that each one's number is known."""
+    if len(packet.messages) == packet.message_count:
+        return packet
+    messages, known, at = [], iter(packet.messages), PACKET.size
+    for _ in range(packet.message_count):
+        kind, length, instrument_id = MESSAGE.unpack_from(datagram, at)[:3]
+        messages.append(next(known) if kind in TYPE_NAMES else Unknown(instrument_id, kind))
+        at += length
+    return packet._replace(messages=messages)
+
+
 class Session:
     """One numbered run of a publisher on one channel, for the report."""
 
-    __slots__ = ("channel", "number", "first", "since_ns", "messages", "ended")
+    __slots__ = ("channel", "number", "first", "since_ns", "messages", "missed", "late", "ended")
 
     def __init__(self, channel, number, first, since_ns):
         self.channel = channel
@@ -341,56 +848,190 @@ class Session:
         self.first = first             # sequence expected first; above 1 where we joined late
         self.since_ns = since_ns
         self.messages = 0
-        self.ended = False
+        self.missed = 0                # messages declared lost
+        self.late = 0                  # of those, the ones that came after all
+        self.ended = False             # by its last packet
+
+    @property
+    def lost(self):
+        return self.missed - self.late
 
 
-class Channel:
-    """Where a channel's present session stands."""
+class Stream:
+    """Where one session on one channel stands."""
 
-    __slots__ = ("number", "session", "expected", "heard_ns", "silent", "era", "missing", "views")
+    __slots__ = ("key", "channel", "session", "order", "paths", "arrivals", "heard_ns", "silent", "is_left", "is_over",
+                 "end_at", "era", "since", "views", "keepers", "ahead", "loop_number", "loop_pending", "round",
+                 "round_at", "round_ns", "__weakref__")
 
-    def __init__(self, session, expected, now_ns):
-        self.number = session.channel
+    def __init__(self, session, order, now_ns):
+        self.key = session.channel, session.number
+        self.channel = session.channel
         self.session = session
-        self.expected = expected
-        self.heard_ns = now_ns
+        self.order = order
+        self.paths = []
+        self.arrivals = None           # [(first number, came_ns), ...] by number, while there are several lines
+        self.heard_ns = now_ns         # when something new came by a line
         self.silent = False
+        self.is_left = False           # a line went on to another session
+        self.is_over = False           # dropped
+        self.end_at = None             # number after its last message
         self.era = 0                   # grows with each gap
-        self.missing = []              # [first, last], ascending
+        self.since = order.expected    # nothing is missing from this number on
         self.views = {}
+        self.keepers = set()           # views with something in `kept`
+        self.ahead = deque()           # (at, view, message) of the loop
+        self.loop_number = None
+        self.loop_pending = None       # [at, message, bids, asks] of a book that is split
+        self.round = self.round_at = 0
+        self.round_ns = None           # how long the last round took, by the beginnings of two that followed each other
 
-    def fill(self, first, last):
-        """Take first..last out of what is missing; return how many messages of it were missing."""
-        missing = self.missing
-        at = len(missing)
-        while at and missing[at - 1][1] >= first:       # from the newest: late packets are seldom old
-            at -= 1
-        filled = 0
-        left = []
-        for low, high in missing[at:]:
-            overlap = min(high, last) - max(low, first) + 1
-            if overlap <= 0:
-                left.append([low, high])
-                continue
-            filled += overlap
-            if low < first:
-                left.append([low, first - 1])
-            if last < high:
-                left.append([last + 1, high])
-        if filled:
-            missing[at:] = left
-        return filled
+    @property
+    def expected(self):
+        """The number expected next."""
+        return self.order.expected
+
+    @property
+    def ended(self):
+        return self.session.ended or self.is_over
+
+    @property
+    def lines(self):
+        """The lines that carry it."""
+        return [path.line for path in self.paths]
+
+    def loop_part(self, at, message):
+        """Collect the parts of a book in the loop; return it when it is whole, else None."""
+        pending = self.loop_pending
+        if message.flags & FIRST:
+            pending = self.loop_pending = (at, Pending(message, 0, at))
+        elif pending is None:
+            return None
+        whole = pending[1]
+        if pending[0] != at or whole.instrument_id != message.instrument_id or not whole.add(message, 0):
+            self.loop_pending = None
+        elif message.flags & LAST:
+            self.loop_pending = None
+            return whole.whole(message)
+        return None
+
+
+class Line:
+    """One way by which packets come, over all its channels and sessions."""
+
+    __slots__ = ("line", "paths", "lag", "silent")
+
+    def __init__(self, line):
+        self.line = line
+        self.paths = {}                # channel -> Path
+        self.lag = Histogram()         # behind the line that brought a packet first
+        self.silent = False
+
+    def is_quiet(self, now_ns, silence_ns):
+        """True if nothing came for so long, though a session goes on."""
+        times = [path.heard_ns for path in self.paths.values() if path.stream is None or not path.stream.session.ended]
+        return bool(times) and now_ns - max(times) > silence_ns
+
+    @property
+    def packets(self):
+        return self.wins + self.duplicates + sum(path.heartbeats for path in self.paths.values())
+
+    @property
+    def wins(self):
+        """Packets that it brought first."""
+        return sum(path.wins for path in self.paths.values())
+
+    @property
+    def duplicates(self):
+        """Packets that had come before."""
+        return sum(path.duplicates for path in self.paths.values())
+
+    @property
+    def lost(self):
+        """Messages that this line did not bring; another one may have."""
+        return sum(path.lost for path in self.paths.values())
+
+    @property
+    def sessions(self):
+        """Channel -> session that it carries."""
+        return {channel: path.session for channel, path in self.paths.items()}
+
+
+class Path:
+    """One channel on one line, and the stream that it carries now."""
+
+    __slots__ = ("line", "session", "stream", "next", "missing", "heard_ns", "quiet", "wins", "duplicates", "heartbeats",
+                 "lost")
+
+    def __init__(self, line):
+        self.line = line
+        self.session = 0
+        self.stream = None
+        self.heard_ns = 0
+        self.quiet = False             # the next packet needs a closer look: line or stream were silent, or it is dropped
+        self.wins = self.duplicates = self.heartbeats = self.lost = 0
+
+    def take(self, stream, expected):
+        self.stream = stream
+        self.session = stream.session.number
+        self.next = expected
+        self.missing = Missing()
+        stream.paths.append(self)
+        if len(stream.paths) > 1 and stream.arrivals is None:
+            stream.arrivals = [(-1, 0)] * ARRIVALS
+
+    def arrived(self, first, count):
+        """Count what this line lost; return False for what it brought before."""
+        expected = self.next
+        stop = first + count
+        if first > expected:
+            self.lost += first - expected
+            self.missing.add(expected, first - 1)
+        elif stop <= expected:
+            filled = self.missing.fill(first, stop - 1)
+            self.lost -= filled
+            return bool(filled)
+        self.next = stop
+        return True
+
+
+class Pending:
+    """The parts of an event so far."""
+
+    __slots__ = ("type", "instrument_id", "epoch", "era", "first", "bids", "asks")
+
+    def __init__(self, message, era, first):
+        self.type = message.type
+        self.instrument_id = message.instrument_id
+        self.epoch = message.epoch
+        self.era = era
+        self.first = first             # number of the first part
+        self.bids, self.asks = [], []
+
+    def add(self, message, era):
+        """Add a part; return False if it does not belong to this event, or there are too many levels."""
+        if (self.type, self.epoch, self.era) != (message.type, message.epoch, era):
+            return False
+        self.bids += message.bids
+        self.asks += message.asks
+        return len(self.bids) + len(self.asks) <= 4 * MAX_LEVELS
+
+    def whole(self, last):
+        """Return the event as one Book."""
+        flags = last.flags | FIRST if self.type == SNAPSHOT else last.flags
+        return last._replace(flags=flags, bids=tuple(self.bids), asks=tuple(self.asks))
 
 
 class View:
-    """One instrument as the listener sees it."""
+    """One instrument in one stream."""
 
-    __slots__ = ("channel", "instrument_id", "definition", "era", "has_book", "bids", "asks", "pending",
+    __slots__ = ("stream", "instrument_id", "definition", "era", "has_book", "bids", "asks", "pending", "kept",
+                 "usable_from", "epoch_at", "defined_from", "defined_era",
                  "sent_state", "sent_reason", "epoch", "events", "refreshes", "trades", "bbos", "crossed",
                  "last_venue_sequence", "last_trade", "bbo")
 
-    def __init__(self, channel, instrument_id):
-        self.channel = channel
+    def __init__(self, stream, instrument_id):
+        self.stream = stream
         self.instrument_id = instrument_id
         self.definition = None
         self.sent_state = SYNCING
@@ -399,6 +1040,11 @@ class View:
         self.events = self.refreshes = self.trades = self.bbos = self.crossed = 0
         self.last_venue_sequence = 0
         self.last_trade = self.bbo = None
+        self.kept = deque()            # Kept, INCREMENTs while out of step
+        self.usable_from = 0           # a book of the loop that is older lacks something that is not kept
+        self.epoch_at = 0              # number of the first message that told the present epoch
+        self.defined_from = 0          # the definition holds from this number on
+        self.defined_era = OUT_OF_STEP       # era of the stream when it was told last
         self.clear()
 
     def clear(self):
@@ -408,48 +1054,48 @@ class View:
         self.era = OUT_OF_STEP
 
     def define(self, definition):
-        """Take a new definition; where more than tick and lot changed, what is kept is void until the next snapshot."""
-        known, self.definition = self.definition, definition
-        if known is None:
-            self.clear()
-        elif known._replace(tick=0, lot=0) != definition._replace(tick=0, lot=0):
-            self.clear()
-            self.last_trade = self.bbo = None
+        """Take a new definition; where more than tick and lot changed, what is kept is void until the next snapshot.
 
-    def note(self, state, epoch):
+        Returns True where it is.
+        """
+        known, self.definition = self.definition, definition
+        if known is not None and known._replace(tick=0, lot=0) == definition._replace(tick=0, lot=0):
+            return False
+        self.clear()
+        if known is not None:
+            self.last_trade = self.bbo = None
+        return True
+
+    def leave_step(self, usable_from):
+        self.era = OUT_OF_STEP
+        self.usable_from = max(self.usable_from, usable_from)
+
+    def note(self, state, epoch, sequence):
         """Every message tells the state; anything but LIVE at the present epoch ends the trust in our book."""
-        if state != LIVE or epoch != self.epoch:
-            self.era = OUT_OF_STEP
-            self.epoch = epoch
+        if state != LIVE:
+            self.leave_step(sequence + 1)
+        elif epoch != self.epoch and self.in_step:
+            self.leave_step(sequence)
         elif self.sent_state != LIVE:
             self.era = OUT_OF_STEP
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.epoch_at = sequence
         self.sent_state = state
 
-    def gather(self, message, is_first):
-        """Collect the parts of an event; return all (bids, asks) so far, None where the beginning is missing."""
-        era = self.channel.era
-        if is_first:
-            self.pending = (message.type, era, message.epoch, [], [])
-        if self.pending is None:
-            return None
-        kind, began, epoch, bids, asks = self.pending
-        if (kind, began, epoch) != (message.type, era, message.epoch):
-            return None
-        bids += message.bids
-        asks += message.asks
-        if len(bids) + len(asks) > 4 * MAX_LEVELS:
-            return None
-        return bids, asks
+    def is_unconfirmed(self, epoch):
+        """True if its definition may have changed in a gap, where a book of this epoch became live, too."""
+        return self.defined_era != self.stream.era and (epoch != self.epoch or self.epoch_at >= self.stream.since)
 
     @property
     def in_step(self):
         """True when our book is the publisher's, at its last event."""
-        return self.era == self.channel.era
+        return self.era == self.stream.era
 
     @property
     def state(self):
         """What may be shown: LIVE only where the book is proven to be."""
-        if self.in_step and not self.channel.session.ended and not self.channel.silent:
+        if self.in_step and not self.stream.ended and not self.stream.silent:
             return LIVE
         if self.sent_state != LIVE:
             return self.sent_state
@@ -458,9 +1104,9 @@ class View:
     @property
     def reason(self):
         """Why the book is not live, in one word or two; "none" where it is."""
-        if self.channel.session.ended:
+        if self.stream.ended:
             return "session ended"
-        if self.channel.silent:
+        if self.stream.silent:
             return "silent"
         if self.in_step:
             return "none"
@@ -523,3 +1169,15 @@ class SideView:
         """Return [(price, quantity), ...], best first."""
         sign = self.sign
         return [(sign * key, quantity) for key, quantity in zip(self.keys[:most], self.quantities)]
+
+    def flat(self):
+        """Return (price, quantity, price, quantity, ...), best first, as in a message."""
+        return tuple(number for level in self.levels() for number in level)
+
+
+def side_views(message):
+    """Return the bids and asks of a SNAPSHOT."""
+    bids, asks = SideView(-1), SideView(1)
+    bids.change(message.bids)
+    asks.change(message.asks)
+    return bids, asks

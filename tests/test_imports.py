@@ -6,6 +6,7 @@ neither socket, file, clock nor dice. Each power has one home. Nothing but the s
 """
 
 import ast
+import importlib
 import importlib.util
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+
+import feeder
 
 ROOT = Path(__file__).parent.parent
 
@@ -23,9 +26,9 @@ LAYERS = {
     "feeder.message": WORDS, "feeder.seal": WORDS, "feeder.endpoint": WORDS,
     "feeder.events": WORDS,
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES, "feeder.redundant": MACHINES,
-    "feeder.ring": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
+    "feeder.ring": MACHINES, "feeder.tap": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
     "feeder.packet": MACHINES, "feeder.control": MACHINES, "feeder.pcap": MACHINES,
-    "feeder.counter": MACHINES, "feeder.receiver": MACHINES,
+    "feeder.counter": MACHINES, "feeder.receiver": MACHINES, "feeder.reorder": MACHINES,
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
     "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES, "feeder.keyfile": EDGES,
     "feeder.config": WIRING, "feeder.schema": WIRING, "feeder.publish": WIRING, "feeder.pipeline": WIRING,
@@ -48,7 +51,12 @@ NAMES = {WORDS: "words", MACHINES: "machines", EDGES: "edges", WIRING: "wiring",
 SHARED = {("feeder.recovery", "feeder.venue.contract"), ("feeder.redundant", "feeder.recovery"),      # how a venue's increments link
           ("feeder.control.store", "feeder.packet"), ("feeder.control.client", "feeder.packet"),
           ("feeder.receiver", "feeder.packet"),                # the listener's half of the protocol
-          ("feeder.receiver", "feeder.counter")}
+          ("feeder.receiver", "feeder.counter"), ("feeder.receiver", "feeder.reorder"),
+          ("feeder.arbiter", "feeder.receiver"),               # kinds of Heard; what the listener's half heard
+          ("feeder.arbiter", "feeder.packet"), ("feeder.arbiter", "feeder.counter")}
+
+# The package's door for users, by module __getattr__: nothing that imports feeder goes through it.
+DOOR = ("feeder", "feeder.listener")
 
 # What words and machines may import of the standard library.
 PURE = {"array", "base64", "binascii", "bisect", "codecs", "collections", "functools", "hashlib", "heapq", "hmac", "http", "ipaddress",
@@ -150,7 +158,7 @@ def arrows(module):
     """Imports point up the map; machines meet in wiring."""
     wrong = []
     for target in sorted(name for name in module.imports if within(name, "feeder")):
-        if layer(target) is None or module.layer is None:
+        if layer(target) is None or module.layer is None or (module.name, target) == DOOR:
             continue                                          # known_layer tells
         if layer(target) > module.layer:
             wrong.append(f"{module.name} ({NAMES[module.layer]}) imports {target} ({NAMES[layer(target)]})")
@@ -233,7 +241,8 @@ def test_tools_and_tests_import_the_standard_library_too():
 
 def test_no_circles():
     """Modules import each other in one direction only, inside packages too."""
-    graph = {module.name: {name for name in module.imports if within(name, "feeder")} for module in MODULES}
+    graph = {module.name: {name for name in module.imports if within(name, "feeder") and (module.name, name) != DOOR}
+             for module in MODULES}
     done, path = set(), []
 
     def visit(name):
@@ -304,7 +313,14 @@ def loaded(*names):
 
 def test_the_command_line_starts_light():
     """`feeder -V` and `--help` load no machinery; each command brings its own."""
-    assert loaded("feeder.cli") == []
+    assert loaded("feeder", "feeder.cli") == []
+
+
+def test_the_library_is_loaded_when_it_is_asked_for():
+    assert "socket" in loaded("feeder.listener") and loaded("feeder.events") == []
+    assert feeder.Listener is importlib.import_module("feeder.listener").Listener
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        feeder.nothing
 
 
 def test_a_run_waits_for_nothing_that_only_some_runs_need():

@@ -4,12 +4,12 @@ import random
 
 import pytest
 
-from feeder import packet, receiver
+from feeder import packet, receiver, reorder
 from feeder.instrument import Instrument
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
 from feeder.packet import INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, OrderBookItem
 from feeder.publish import Publisher as RealPublisher
-from feeder.receiver import Gap, Receiver
+from feeder.receiver import Gap, Receiver, exhaust
 
 SECOND = 10**9
 START = 1_700_000_000 * SECOND
@@ -141,12 +141,12 @@ def bad_network(datagrams, dice, loss, duplication, reorder):
         yield item[2]
 
 
-def check_books(heard, publisher, channel_number=3):
+def check_books(heard, publisher):
     """Assert that whatever is shown live is true; return how many were."""
     live = 0
-    channel = heard.channels[channel_number]
-    for number, view in channel.views.items():
-        state, bids, asks = publisher.truth(number, channel.expected)
+    stream = heard.streams[publisher.encoder.channel, publisher.encoder.session]
+    for number, view in stream.views.items():
+        state, bids, asks = publisher.truth(number, stream.expected)
         if view.state == LIVE:
             assert state == LIVE
             assert view.bids.levels() == bids
@@ -167,6 +167,7 @@ def test_never_live_while_wrong_and_every_message_accounted_for(loss, duplicatio
     for _ in range(1_500):
         publisher.step()
     calm_from = len(publisher.datagrams)
+    publisher.define()
     for number in range(len(publisher.books)):
         publisher.go_live(number)
     publisher.encoder.heartbeat()
@@ -350,10 +351,10 @@ def test_end_and_silence_put_books_out_of_live():
     publisher.go_live(0)
     deliver()
     view = heard.views()[0]
-    heard.tick(publisher.now_ns + SECOND)
+    exhaust(heard.tick(publisher.now_ns + SECOND))
     assert view.state == LIVE
-    heard.tick(publisher.now_ns + 10 * SECOND)
-    heard.tick(publisher.now_ns + 11 * SECOND)
+    exhaust(heard.tick(publisher.now_ns + 10 * SECOND))
+    exhaust(heard.tick(publisher.now_ns + 11 * SECOND))
     assert (view.state, view.reason, heard.silences) == (STALE, "silent", 1)
     publisher.encoder.heartbeat()
     deliver()
@@ -459,7 +460,7 @@ def test_overlapping_packet_is_an_error_and_shows_as_a_gap_later():
 
 def test_bounds(monkeypatch):
     monkeypatch.setattr(receiver, "MAX_INSTRUMENTS", 2)
-    monkeypatch.setattr(receiver, "MAX_CHANNELS", 1)
+    monkeypatch.setattr(receiver, "MAX_STREAMS", 1)
     monkeypatch.setattr(receiver, "MAX_LEVELS", 3)
     publisher, heard, deliver = pair(count=3)
     publisher.define()
@@ -469,7 +470,7 @@ def test_bounds(monkeypatch):
     other = Encoder(START, 4, publisher.encoder.emit, publisher.encoder.clock_ns)
     other.heartbeat()
     deliver()
-    assert heard.errors == {"more than N instruments on a channel": 2, "more than N channels": 1,
+    assert heard.errors == {"more than N instruments in a stream": 2, "more than N streams": 1,
                             "more than N levels on a side": 1}
     assert len(heard.views()) == 2 and heard.views()[0].state == SYNCING
 
