@@ -8,6 +8,7 @@ changes a host is named where it is not known to be needed.
 Not here: reading (host/facts, host/timekeeping, net/probe) and showing (doctor).
 """
 
+import ipaddress
 import math
 from collections import namedtuple
 
@@ -33,7 +34,7 @@ MAX_LOST = 1e-6                        # of packets since boot
 MAX_IDLE_LATENCY_US = 10               # to wake from a C-state
 MIN_BACKLOG = 5000
 MIN_MEMBERSHIPS = 20                   # the kernel's default, IP_MAX_MEMBERSHIPS
-UDP_HEADERS_BYTES = 28                 # IPv4 and UDP
+UDP_HEADERS_BYTES = {4: 28, 6: 48}      # with those of IP
 NO_DELAY = "interrupts not delayed (rx-usecs 0, adaptive-rx off)"
 DELAY_COST = "a card that gathers packets adds 10 to 100 us to each"
 
@@ -58,7 +59,9 @@ class Patient:
         self.process_bytes = configuration.memory_bytes(config) + self.workers * self.ring_bytes
         self.memory_bytes = self.process_bytes + self.workers * configuration.INTERPRETER_BYTES
         output = config.output
-        self.is_multicast = 224 <= int(output.group.partition(".")[0]) <= 239
+        group = ipaddress.ip_address(output.group)
+        self.is_multicast, self.is_ipv6 = group.is_multicast, group.version == 6
+        self.headers_bytes = UDP_HEADERS_BYTES[group.version]
         self.default_route = host.route_to("192.0.2.1")      # RFC 5737: nowhere in particular
         route = host.route_to(output.group)
         self.network = host.interface_of(output.interface) if output.interface and self.is_multicast else (
@@ -353,7 +356,7 @@ def bursts(patient):
     reason = ("the kernel does not have it" if known is False else
               f"two packets of {size} bytes are too much for a call" if 2 * size > MAX_PACKET_BYTES else
               f"packets of {size} bytes do not fit into the MTU of {card.mtu}"
-              if card and card.mtu and card.mtu < size + UDP_HEADERS_BYTES else "")
+              if card and card.mtu and card.mtu < size + patient.headers_bytes else "")
     return row("bursts", None if known is None else reason or "UDP_SEGMENT", "several datagrams a call (UDP_SEGMENT)",
                bool(reason), "a datagram of a burst costs six times as much",
                ["# a kernel of 4.18 or newer" if known is False else
@@ -384,17 +387,22 @@ def network_cards(patient):
         yield row("network card", f"{output.interface} is not on this host",
                   f"one of {listed(host.interfaces(), 8)}, or an address of it", True, "`run` cannot send and ends",
                   ["ip -brief address", "# then correct output.interface in hft_config.json"], UNFIT)
+    for end in configuration.channels(output)[1:] + configuration.fan_out(output):
+        if end.is_multicast and end.interface not in ("", output.interface) and host.interface_of(end.interface) is None:
+            yield row("network card", f"{end.interface} of {end} is not on this host",
+                      f"one of {listed(host.interfaces(), 8)}, or an address of it", True, "`run` cannot send and ends",
+                      ["ip -brief address", "# then correct output.more_channels or fan_out in hft_config.json"], UNFIT)
     facing = host.interface(patient.default_route.interface) if patient.default_route else None
     for card in dict.fromkeys(filter(None, (patient.network, facing))):
         sends = card == patient.network
-        packet = output.packet_bytes + UDP_HEADERS_BYTES
+        packet = output.packet_bytes + patient.headers_bytes
         faults, commands = [], []
         if not card.is_up:
             faults.append("down: nothing passes")
             commands.append(f"ip link set dev {card.name} up")
         if sends and card.mtu and card.mtu < packet:
             faults.append(f"a full packet of {packet} bytes is sent as fragments, and lost if one is")
-            commands.append(f"# set output.packet_bytes to {card.mtu - UDP_HEADERS_BYTES} in hft_config.json, or")
+            commands.append(f"# set output.packet_bytes to {card.mtu - patient.headers_bytes} in hft_config.json, or")
             commands.append(f"ip link set dev {card.name} mtu {packet}")
         for lost, count in ((card.lost, card.received), (card.unsent, card.transmitted)):
             if lost and lost > MAX_LOST * ((count or 0) + lost):
@@ -440,6 +448,9 @@ def multicast(patient):
         bad = card is not None and card.name != "lo" and not card.is_multicast
         return row("multicast route", found, "an interface with MULTICAST", bad, "the group does not leave this host",
                    [f"ip link set dev {card.name if card else output.interface} multicast on"])
+    if patient.is_ipv6:
+        return row("multicast route", None, f"a route that covers {output.group}", None, "`run` cannot send and ends",
+                   look=[f"ip -6 route get {output.group}"])
     found = None if host.routes() is None else f"{output.group} leaves by {route.interface}" if route else "none"
     return row("multicast route", found, f"a route that covers {output.group}", route is None,
                "`run` cannot send and ends", ["ip route add 239.0.0.0/8 dev "

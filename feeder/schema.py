@@ -104,7 +104,7 @@ SCHEMA = tuple(Key(*row) for row in (
      "where further channels go, numbered on; instruments are divided among all of them, always alike"),
     ("hft", "output.fan_out", "endpoints", [], None,
      "who gets every datagram, too: single hosts where there is no multicast, or a second network"),
-    ("hft", "output.packet_bytes", "int", 1472, (256, 65_507), "largest datagram; 1472 fits Ethernet unfragmented"),
+    ("hft", "output.packet_bytes", "int", 1472, (256, 65_507), "largest datagram; 1472 fits Ethernet unfragmented, by IPv6 1452"),
     ("hft", "output.send_buffer_bytes", "int", 4 * MIB, (4096, 1024 * MIB), "UDP send buffer asked of the kernel"),
     ("hft", "output.snapshot_port", "int", 30_002, (0, 65_535),
      "UDP port of the snapshot loop, at the addresses of the channels; 0: books are repeated in the channels instead"),

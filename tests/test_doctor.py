@@ -258,12 +258,17 @@ def test_a_packet_must_fit_the_card(tmp_path):
     config = changed("output.interface", "eth0", "output.packet_bytes", 1473)
     found = only(tmp_path, "card eth0", config=config)
     assert found.status == DEGRADED and "# set output.packet_bytes to 1472" in found.commands[0]
+    found = only(tmp_path / "6", "card eth0", config=changed("output.interface", "eth0", "output.group", "ff15::1"))
+    assert found.status == DEGRADED and "# set output.packet_bytes to 1452 in" in found.commands[0]
 
 
 def test_interfaces(tmp_path):
     found = only(tmp_path / "a", "network card", config=changed("output.interface", "eth7"))
     assert found.status == UNFIT and "eth0, lo" in found.wanted
     assert only(tmp_path / "b", "network card", config=changed("output.interface", "192.0.2.77")).status == UNFIT
+    for key in ("output.more_channels", "output.fan_out"):
+        found = only(tmp_path / key, "network card", config=changed(key, ["239.192.0.2:30001@eth7"]))
+        assert found.status == UNFIT and "eth7 of 239.192.0.2:30001@eth7 is not on this host" in found.found
     down = machines.card("eth0", flags="0x1002")
     assert only(tmp_path / "c", "card eth0", down, config=changed("output.interface", "192.0.2.2")).status == UNFIT
     assert only(tmp_path / "d", "card eth0", down).status == DEGRADED
@@ -289,6 +294,8 @@ def test_multicast_route(tmp_path):
                 config=anywhere)
     assert lost.status == UNFIT and lost.commands == ["ip route add 239.0.0.0/8 dev eth0"]
     assert only(tmp_path / "c", "multicast route", config=changed("output.group", "10.1.2.3")).status == OK
+    assert only(tmp_path / "e", "multicast route", config=changed("output.group", "ff15::1", "output.interface", "")
+                ).status == UNKNOWN
     mute = only(tmp_path / "d", "multicast route", machines.card("eth0", flags="0x3"),
                 config=changed("output.interface", "eth0"))
     assert mute.status == DEGRADED
