@@ -573,16 +573,26 @@ def store_bytes(output):
     return (1 + len(output.more_channels)) * output.retransmit_datagrams * output.packet_bytes * bool(output.retransmit_port)
 
 
+def tap_bytes(output):
+    if not output.tap:
+        return 0
+    from feeder.net.handover import TAP_SLOTS      # with it the network
+    from feeder import tap
+    return tap.tap_bytes(TAP_SLOTS)
+
+
 INTERPRETER_BYTES = 40 * (1 << 20)     # CPython with the package imported and its ordinary buffers
 WHOLE_BOOK_LEVELS = 5_000              # where a venue sends all levels there are: more than most have
 LEVEL_BYTES = 200                      # a level: two ints and its share of a dict; 114 measured, more when one has just grown
 
 
 def memory_bytes(config):
-    """Estimate of one process whose books have grown to twice their snapshots; with what it keeps to send again."""
+    """Estimate of one process whose books have grown to twice their snapshots; with what it keeps to send again, and the
+    tap.
+    """
     book = sum(len(venue.symbols) * 2 * 2 * (venue.snapshot_limit or WHOLE_BOOK_LEVELS) * LEVEL_BYTES
                for venue in config.venues)
-    return INTERPRETER_BYTES + book + store_bytes(config.output)
+    return INTERPRETER_BYTES + book + store_bytes(config.output) + tap_bytes(config.output)
 
 
 def retransmission_text(output, kept_bytes):
@@ -624,7 +634,7 @@ def _text(found):
         ("snapshots", "" if output["snapshot_port"] else "none: books are repeated in the channels"),
         ("also to", ", ".join(output["fan_out"])),
         ("missed", retransmission_text(output, found["store_bytes"])),
-        ("tap", output["tap"])) if text]
+        ("tap", f"{output['tap']}: every datagram in memory, for listeners on this host" if output["tap"] else "")) if text]
     lines += [
         f"processor    {cpu['processor_core'] if pinned else 'not pinned'}",
         f"limits       {found['processing']['max_symbols']} symbols, ring of "

@@ -3,8 +3,8 @@
     workers: 0     Input ─▶ Publisher ─▶ Output                                    one loop (run.py)
     workers: N     Input ─▶ RecordWriter ─▶ ring ─▶ RecordReader ─▶ Publisher ─▶ Output     processes (worker.py)
 
-    Publisher ─▶ Encoder ─▶ Channel ─▶ its group, then who gets everything, too (output.fan_out), then its store
-    Publisher ─▶ LoopEncoder ─▶ the same addresses at the snapshot port
+    Publisher ─▶ Encoder ─▶ Channel ─▶ its group, then who gets everything, too (output.fan_out), then store and tap
+    Publisher ─▶ LoopEncoder ─▶ the same addresses at the snapshot port, and the tap
     who missed packets ◀─▶ Retransmission ◀─ the channels' stores
 
 Besides the data two timers of Output send: the round in which all instruments are repeated for late joiners (SnapshotLoop,
@@ -153,7 +153,9 @@ class Channel:
         self.sent_at_beat = 0
         self.encoder = Encoder(output.session, number, self.emit, output.clock_ns, output.packet_bytes, output.seal)
         self.packet_bytes = self.encoder.packet_bytes
-        self.store = self.loop = self.loop_senders = None
+        self.keepers = []                       # functions, of a datagram, and of (several, bytes of each but the last)
+        self.loop = None
+        self.loop_sends = []                    # functions of a datagram
 
     def emit(self, datagrams):
         count = self.sender.send(datagrams)
@@ -163,23 +165,23 @@ class Channel:
             output.recent.add(clock.stopwatch_ns() - received_ns, count)
         for sender in self.copies:
             sender.send(datagrams)
-        if self.store is not None:
+        for keep, keep_burst in self.keepers:
             if len(datagrams) > self.packet_bytes:
-                self.store.add_burst(datagrams, self.packet_bytes)
+                keep_burst(datagrams, self.packet_bytes)
             else:
-                self.store.add(datagrams)
+                keep(datagrams)
 
     def add_loop(self, entries, senders, packets_per_second):
         """Repeat the entries at those sockets, too."""
         output, encoder = self.output, self.encoder
-        self.loop_senders = senders
+        self.loop_sends += [sender.send for sender in senders]
         self.loop = SnapshotLoop(entries, LoopEncoder(
             output.session, encoder.channel, self.emit_loop, output.clock_ns, output.packet_bytes, output.seal,
             lambda: encoder.sequence + encoder.count), packets_per_second)
 
     def emit_loop(self, datagram):
-        for sender in self.loop_senders:
-            sender.send(datagram)
+        for send in self.loop_sends:
+            send(datagram)
 
     def gather(self, hold_ns):
         self.encoder.gather(self.sender.burst, hold_ns)
@@ -199,50 +201,93 @@ class Channel:
                 "round_ns": loop.round_ns if loop else 0}
 
 
-class Retransmission:
-    """Sends again what is asked for, of the channels' stores. A port that another feeder has is waited for."""
+class Service:
+    """What a run can do without. Where it cannot be opened, as another feeder has the port, it is tried again and again.
 
-    def __init__(self, config, loop, channels, seal):
+    Of a subclass: `what` is lost without it; make() opens it, or raises HostError; read() when it is readable.
+    """
+
+    def __init__(self, loop):
         self.loop = loop
-        self.where = Endpoint(config.retransmit_address, config.retransmit_port, None)
-        self.send_buffer_bytes = config.send_buffer_bytes
-        for channel in channels:
-            channel.store = Store(config.retransmit_datagrams, channel.packet_bytes)
-        self.stores = {channel.encoder.channel: channel.store for channel in channels}
-        self.server = Server(self.stores, parse_networks(config.retransmit_networks), os.urandom(SECRET_BYTES), seal,
-                             config.retransmit_packets_per_second)
-        self.socket = None
-        self.error, self.failures = "", 0       # why there is none now; how often there was none
+        self.opened = None
+        self.error, self.failures = "", 0       # why it is not there now; how often it could not be opened
 
     def open(self):
         try:
-            self.socket = UnicastSocket(self.where.address, self.where.port, send_buffer_bytes=self.send_buffer_bytes)
+            self.opened = self.make()
         except HostError as error:
-            self.failures += 1
             self.error = str(error)
+            self.failures += 1
             if self.failures == 1:
-                log.warning("nothing is sent again to who missed it: %s; tried again every %d s", error,
-                            RETRY_NS // clock.SECOND)
+                log.warning("%s: %s; tried again every %d s", self.what, error, RETRY_NS // clock.SECOND)
             self.loop.call_after(RETRY_NS, self.open)
             return
-        self.error = ""
-        self.loop.register(self.socket, read=self.serve)
         if self.failures:
-            log.info("who missed packets is answered at %s, now that it is free", self.where)
+            log.info("%s no longer: it could be opened now", self.what)
+        self.error = ""
+        self.loop.register(self.opened, read=self.read)
 
-    def serve(self):
-        self.socket.serve(self.server.receive, clock.steady_ns)
+    def close(self):
+        if self.opened is not None:
+            self.loop.unregister(self.opened)
+            self.opened.close()
+
+
+class Retransmission(Service):
+    """Sends again what is asked for, of the channels' stores."""
+
+    what = "who misses packets cannot ask for them"
+
+    def __init__(self, config, loop, channels, seal):
+        super().__init__(loop)
+        self.where = Endpoint(config.retransmit_address, config.retransmit_port, None)
+        self.send_buffer_bytes = config.send_buffer_bytes
+        self.stores = {}
+        for channel in channels:
+            store = self.stores[channel.encoder.channel] = Store(config.retransmit_datagrams, channel.packet_bytes)
+            channel.keepers.append((store.add, store.add_burst))
+        self.server = Server(self.stores, parse_networks(config.retransmit_networks), os.urandom(SECRET_BYTES), seal,
+                             config.retransmit_packets_per_second)
+
+    def make(self):
+        return UnicastSocket(self.where.address, self.where.port, send_buffer_bytes=self.send_buffer_bytes)
+
+    def read(self):
+        self.opened.serve(self.server.receive, clock.steady_ns)
 
     def figures(self):
-        sock = self.socket
+        sock = self.opened
         return {"endpoint": str(self.where), "error": self.error, "failures": self.failures,
                 "kept": sum(map(len, self.stores.values())), **self.server.counts,
                 "not_sent": sock.dropped if sock else 0, "send_errors": sock.errors if sock else 0}
 
-    def close(self):
-        if self.socket is not None:
-            self.loop.unregister(self.socket)
-            self.socket.close()
+
+class Tap(Service):
+    """Shows every datagram to listeners on this host, in memory."""
+
+    what = "no tap for listeners on this host"
+
+    def __init__(self, name, loop, channels):
+        super().__init__(loop)
+        self.name = name
+        self.channels = channels
+
+    def make(self):
+        from feeder.net.handover import TapServer      # what only some runs need
+        server = TapServer(self.name)
+        for channel in self.channels:
+            channel.keepers.append((server.write, server.write_burst))
+            channel.loop_sends.append(server.write)
+        return server
+
+    def read(self):
+        self.opened.accept()
+
+    def figures(self):
+        server = self.opened
+        return {"name": self.name, "error": self.error, "failures": self.failures,
+                "records": server.writer.records if server else 0, "not_written": server.writer.refused if server else 0,
+                "readers": len(server.readers()) if server else 0, "readers_refused": server.refused if server else 0}
 
 
 class Output:
@@ -271,10 +316,11 @@ class Output:
         self.channels = [Channel(self, output.channel + index, endpoint, opened(endpoint), self.copies)
                          for index, endpoint in enumerate(configuration.channels(output))]
         self.encoders = [channel.encoder for channel in self.channels]
-        self.retransmission = None
-        if output.retransmit_port:
-            self.retransmission = Retransmission(output, loop, self.channels, self.seal)
-            stack.callback(self.retransmission.close)
+        self.retransmission = Retransmission(output, loop, self.channels, self.seal) if output.retransmit_port else None
+        self.tap = Tap(output.tap, loop, self.channels) if output.tap else None
+        self.services = [service for service in (self.retransmission, self.tap) if service]
+        for service in self.services:
+            stack.callback(service.close)
         self.loop_senders = []
         if output.snapshot_port:
             alone = measures.socket_options(config.hft, 0, output.send_buffer_bytes)
@@ -298,9 +344,9 @@ class Output:
             channel.gather(self.hold_ns)
         for channel, entries, senders in zip(self.channels, self.publisher.carried, self.loop_senders):
             channel.add_loop(entries, list(dict.fromkeys(senders)), output.snapshot_packets_per_second)
+        for service in self.services:
+            service.open()
         self.heartbeat()
-        if self.retransmission is not None:
-            self.retransmission.open()
         if output.snapshot_port:
             self.snapshots()
         else:
@@ -358,7 +404,8 @@ class Output:
                 "fan_out": [{"endpoint": str(endpoint), **sent_by(self.senders[endpoint])}
                             for endpoint in configuration.fan_out(self.config)],
                 "snapshot_loop": self.loop_figures(channels) if self.loop_senders else None,
-                "retransmission": self.retransmission.figures() if self.retransmission else None, "states": states,
+                "retransmission": self.retransmission.figures() if self.retransmission else None,
+                "tap": self.tap.figures() if self.tap else None, "states": states,
                 "recent_ns": {"p50": p50, "p99": p99, "max": recent.max}, "latency_ns": self.latency.summary(),
                 "faults": self.faults, "entries": list(map(shown_entry, self.publisher.entries[:shown]))}
 

@@ -91,18 +91,19 @@ class Status:
 
     def faults(self):
         """Return what does not work beside the channels themselves, as sentences' beginnings; the screen and line show them."""
-        output, again = self.output, self.output["retransmission"]
+        output = self.output
         lost = sum(each["not_sent"] + each["send_errors"] for each in output["fan_out"])
         looped = output["snapshot_loop"]
         unsent = looped["not_sent"] + looped["send_errors"] if looped else 0
         return [text for text in (
             f"FAN-OUT NOT SENT {lost:,}" if lost else "", f"SNAPSHOTS NOT SENT {unsent:,}" if unsent else "",
-            f"NO RETRANSMISSION: {again['error']}" if again and again["error"] else "") if text]
+            *(f"NO {name.upper()}: {output[name]['error']}" for name in ("retransmission", "tap")
+              if output[name] and output[name]["error"])) if text]
 
     def distribution(self):
         """Return the lines of the screen about what leaves besides the first channel's packets."""
         output = self.output
-        channels, looped, again = output["channels"], output["snapshot_loop"], output["retransmission"]
+        channels, looped, again, tap = (output[key] for key in ("channels", "snapshot_loop", "retransmission", "tap"))
         lines = [f"channel {each['channel']:<4} {each['endpoint']}: {each['instruments']:,} instruments, "
                  f"{each['packets']:,} packets, not sent {each['not_sent'] + each['send_errors']:,}"
                  for each in channels] if len(channels) > 1 else []
@@ -114,6 +115,8 @@ class Status:
         if again:
             lines.append(f"missed       asked {again['requests']:,}, sent again {again['packets']:,} packets, not kept "
                          f"{again['unavailable']:,}, too much {again['busy']:,}, from strangers {again['other_networks']:,}")
+        if tap:
+            lines.append(f"tap          {tap['name']}: {tap['records']:,} datagrams, {tap['readers']} readers")
         return lines + [f"             {text}" for text in self.faults()]
 
     def screen(self, size, more=()):
@@ -165,7 +168,7 @@ class Status:
             "bytes": output["bytes"], "not_sent": output["not_sent"], "send_errors": output["send_errors"],
             "bursts": output["bursts"], "burst_way": output["burst_way"],
             "send_buffer_bytes": output["send_buffer_bytes"], "published_messages": output["published_messages"],
-            **{key: output[key] for key in ("channels", "fan_out", "snapshot_loop", "retransmission")},
+            **{key: output[key] for key in ("channels", "fan_out", "snapshot_loop", "retransmission", "tap")},
             "books": self.states(), "gaps": sum(row.get("gaps", 0) for row in rows),
             "resyncs": sum(row.get("resyncs", 0) for row in rows), "latency_ns": output["latency_ns"],
             "memory_bytes": self.sum("memory_bytes"), "measures": first["measures"], "usage": first["usage"],

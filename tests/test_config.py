@@ -494,10 +494,11 @@ def test_check_config_tells_what_goes_where(capsys, folder):
     assert len(first["instruments"]) + len(second["instruments"]) == 104 and len(first["instruments"]) > 30
     assert "binance_spot:BTCUSDT" in first["instruments"] and "binance_spot:ETHUSDT" in second["instruments"]
     assert found["store_bytes"] == 2 * 65_536 * 1472
-    assert found["memory_bytes"] - json.loads(before)["memory_bytes"] == found["store_bytes"] - 8192 * 1472
+    assert found["memory_bytes"] - json.loads(before)["memory_bytes"] == (
+        found["store_bytes"] - 8192 * 1472 + (8 << 20) + 256), "and the tap"
     _, out, _ = check(capsys, folder)
     for part in ("239.192.0.2:30001 from eth1", "at port 30002, 200 packets/s, a round in about", "10.0.0.7:30001",
-                 "127.0.0.1:30003 to 127.0.0.0/8, ::1/128: the last 65,536", "184 MiB", "not signed", "here"):
+                 "127.0.0.1:30003 to 127.0.0.0/8, ::1/128: the last 65,536", "184 MiB", "not signed", "here: every datagram"):
         assert part in out, part
     edit(folder, "hft_config.json", lambda document: document["output"].update(snapshot_port=0, retransmit_port=0))
     _, out, _ = check(capsys, folder)

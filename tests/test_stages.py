@@ -2,6 +2,7 @@
 what is sent again, by real sockets; what the figures say of it.
 """
 
+import os
 import socket
 import sys
 from contextlib import ExitStack
@@ -11,9 +12,11 @@ import pytest
 from feeder import clock, config as configuration, stages
 from feeder.control.datagram import (CHALLENGE, NO_TOKEN, REQUEST, UNAVAILABLE, Control, decode as control_of, encode,
                                      is_control)
+from feeder.errors import ConfigError
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE
 from feeder.net import Loop, PacketReceiver, UnicastSocket
+from feeder.net.handover import TapClient, TapServer
 from feeder.packet import (ALL_INSTRUMENTS, END, HEARTBEAT, REFRESH, RETRANSMITTED, SIGNED, SNAPSHOTS, Book, Padding, Round,
                            decode)
 from feeder.publish import Publisher
@@ -310,12 +313,53 @@ def test_a_port_that_another_feeder_has_is_said_once_and_taken_when_it_is_free(m
         again = site.output.retransmission
         site.until(lambda: again.failures >= 3)
         assert "Address already in use" in site.output.figures(0)["retransmission"]["error"]
-        assert caplog.text.count("nothing is sent again to who missed it: cannot bind 127.0.0.1:") == 1
+        assert caplog.text.count("who misses packets cannot ask for them: cannot bind 127.0.0.1:") == 1
         other.close()
-        site.until(lambda: again.socket is not None)
-        assert site.output.figures(0)["retransmission"]["error"] == "" and "now that it is free" in caplog.text
+        site.until(lambda: again.opened is not None)
+        assert site.output.figures(0)["retransmission"]["error"] == "" and "it could be opened now" in caplog.text
         asker = UnicastSocket()
         stack.callback(asker.close)
         sent = decode(site.heard[port][-1])
         assert len(ask(site, asker, ("127.0.0.1", other.port), 0, sent.session, 1, 1)) == 1
         assert site.loop.errors == 0
+
+
+def test_a_tap_shows_what_the_wire_has_and_the_snapshot_loop(monkeypatch):
+    monkeypatch.setattr(stages, "RETRY_NS", clock.MILLISECOND)
+    with ExitStack() as stack:
+        site = Site(stack)
+        port, looped, name = site.listen(GROUP), site.listen(GROUP), f"test-{os.getpid()}"
+        other = TapServer(name)
+        site.start(port=port, snapshot_port=looped, tap=name)
+        site.until(lambda: site.output.tap.failures >= 2)
+        assert "another process on this host has the name" in site.output.figures(0)["tap"]["error"]
+        other.close()
+        site.until(lambda: site.output.tap.opened is not None)
+        client = TapClient(name)
+        stack.callback(client.close)
+
+        def is_open():
+            client.poll()
+            return client.is_open
+        site.until(is_open)
+        site.heard[port].clear()
+        site.heard[looped].clear()
+        while client.read() is not None:
+            pass
+        site.publisher.trade(site.instruments[0], 3, 1, 2, 3, 10_050, 7, BUY)
+        site.publisher.flush()
+        rounds = site.output.channels[0].loop.rounds
+        site.until(lambda: site.output.channels[0].loop.rounds > rounds + 1)
+        site.output.end()
+        site.all_of(port)
+        seen = []
+        while not seen or seen[-1] is not None:
+            seen.append(client.read())
+        assert sorted(filter(None, seen)) == sorted(site.heard[port] + site.heard[looped]) and len(site.heard[looped]) > 1
+        figures = site.output.figures(0)["tap"]
+        assert (figures["error"], figures["readers"], figures["not_written"]) == ("", 1, 0) and figures["records"] > 2
+
+
+def test_a_key_that_cannot_be_read_ends_the_run_before_it_begins(tmp_path):
+    with ExitStack() as stack, pytest.raises(ConfigError, match="missing.key: No such file"):
+        Site(stack).start(key_file=str(tmp_path / "missing.key"))
