@@ -61,6 +61,8 @@ TYPE_NAMES = {1: "definition", 2: "snapshot", 3: "increment", 4: "trade", 5: "bb
               8: "round"}
 
 LAST, FIRST, REFRESH = 1, 2, 4   # message flags: ends an event; begins a snapshot; repeats for late joiners
+EDITION_SHIFT = 5             # above them: which definition of the instrument its numbers are of, modulo EDITIONS
+EDITIONS = 8
 # Packet flags: nothing but the next sequence; the session is over; of the snapshot loop; sent again on request; trailer.
 HEARTBEAT, END, SNAPSHOTS, RETRANSMITTED, SIGNED = 1, 2, 4, 8, 16
 SHARED_BOOK, SHARED_TRADE, SHARED_BBO = 1, 2, 4    # in a definition: that venue_sequence is the same on every connection
@@ -73,11 +75,12 @@ SHARING = 4                   # packets that have to share a wait to make it wor
 
 Packet = namedtuple("Packet", "channel flags session sequence send_ns message_count messages loop", defaults=(0,))
 Definition = namedtuple("Definition", "instrument_id venue symbol name price_exponent quantity_exponent depth tick lot"
-                        " shared", defaults=(0,))
+                        " shared edition", defaults=(0, 0))
 Book = namedtuple("Book", "type instrument_id venue_sequence event_ns recv_ns flags state epoch bids asks")
-Trade = namedtuple("Trade", "instrument_id venue_sequence event_ns recv_ns state epoch item")
-Bbo = namedtuple("Bbo", "instrument_id venue_sequence event_ns recv_ns state epoch bid ask")
-Status = namedtuple("Status", "instrument_id venue_sequence recv_ns state epoch reason connected venue text")
+Trade = namedtuple("Trade", "instrument_id venue_sequence event_ns recv_ns state epoch item edition", defaults=(0,))
+Bbo = namedtuple("Bbo", "instrument_id venue_sequence event_ns recv_ns state epoch bid ask edition", defaults=(0,))
+Status = namedtuple("Status", "instrument_id venue_sequence recv_ns state epoch reason connected venue text edition",
+                    defaults=(0,))
 Padding = namedtuple("Padding", "instrument_id")
 Round = namedtuple("Round", "instrument_id number instrument_count")
 
@@ -266,22 +269,23 @@ class Encoder:
         self.used += size
         self.count += 1
 
-    def trade(self, instrument_id, state, epoch, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
+    def trade(self, instrument_id, state, epoch, sequence, event_ns, recv_ns, trade_id, price, quantity, side,
+              flags=LAST):
         at = self.used
         if at + 72 > self.limit:
             at = self.beyond(72)
         TRADE_MESSAGE.pack_into(self.buffer, at, TRADE, 72, instrument_id, sequence, event_ns, recv_ns,
-                                LAST, state, 0, epoch, trade_id, price, quantity, side)
+                                flags, state, 0, epoch, trade_id, price, quantity, side)
         self.used = at + 72
         self.count += 1
 
     def bbo(self, instrument_id, state, epoch, sequence, event_ns, recv_ns,
-            bid_price, bid_quantity, ask_price, ask_quantity):
+            bid_price, bid_quantity, ask_price, ask_quantity, flags=LAST):
         at = self.used
         if at + 72 > self.limit:
             at = self.beyond(72)
         BBO_MESSAGE.pack_into(self.buffer, at, BBO, 72, instrument_id, sequence, event_ns, recv_ns,
-                              LAST, state, 0, epoch, bid_price, bid_quantity, ask_price, ask_quantity)
+                              flags, state, 0, epoch, bid_price, bid_quantity, ask_price, ask_quantity)
         self.used = at + 72
         self.count += 1
 
@@ -322,20 +326,21 @@ class Encoder:
             levels_struct((size - 40) // 8).pack_into(self.buffer, at + 40, *some_bids, *some_asks)
             self.commit(size)
 
-    def definition(self, instrument, tick=0, lot=0):
+    def definition(self, instrument, tick=0, lot=0, flags=LAST):
         size = MESSAGE.size + DEFINITION_BODY.size
         at = self.claim(size)
-        MESSAGE.pack_into(self.buffer, at, DEFINITION, size, instrument.instrument_id, 0, 0, 0, LAST, 0, 0, 0)
+        MESSAGE.pack_into(self.buffer, at, DEFINITION, size, instrument.instrument_id, 0, 0, 0, flags, 0, 0, 0)
         DEFINITION_BODY.pack_into(
             self.buffer, at + BODY_OFFSET, instrument.price_exponent, instrument.quantity_exponent, instrument.depth,
             instrument.shared, tick, lot, field(instrument.venue, VENUE_BYTES), field(instrument.symbol, SYMBOL_BYTES),
             field(instrument.name, SYMBOL_BYTES))
         self.commit(size)
 
-    def status(self, instrument_id, state, epoch, sequence, recv_ns, reason, connected=1, venue="", text=""):
+    def status(self, instrument_id, state, epoch, sequence, recv_ns, reason, connected=1, venue="", text="",
+               flags=LAST):
         size = MESSAGE.size + STATUS_BODY.size
         at = self.claim(size)
-        MESSAGE.pack_into(self.buffer, at, STATUS, size, instrument_id, sequence, 0, recv_ns, LAST, state, 0, epoch)
+        MESSAGE.pack_into(self.buffer, at, STATUS, size, instrument_id, sequence, 0, recv_ns, flags, state, 0, epoch)
         STATUS_BODY.pack_into(self.buffer, at + BODY_OFFSET, reason, connected, 0, 0,
                               field(venue, VENUE_BYTES), field(text, 32))
         self.commit(size)
@@ -446,40 +451,41 @@ def read_levels(data, at, length):
 
 def read_trade(data, at, length):
     exact(TRADE, length, TRADE_ITEM.size)
-    _, _, instrument_id, venue_sequence, event_ns, recv_ns, _, state, _, epoch = MESSAGE.unpack_from(data, at)
+    _, _, instrument_id, venue_sequence, event_ns, recv_ns, flags, state, _, epoch = MESSAGE.unpack_from(data, at)
     item = TradeItem.unpack(data, at + BODY_OFFSET)
     if item.side not in (BUY, SELL):
         raise PacketError(f"trade with side {item.side}")
-    return Trade(instrument_id, venue_sequence, event_ns, recv_ns, known_state(state), epoch, item)
+    return Trade(instrument_id, venue_sequence, event_ns, recv_ns, known_state(state), epoch, item, flags >> EDITION_SHIFT)
 
 
 def read_bbo(data, at, length):
     exact(BBO, length, BBO_BODY.size)
-    _, _, instrument_id, venue_sequence, event_ns, recv_ns, _, state, _, epoch = MESSAGE.unpack_from(data, at)
+    _, _, instrument_id, venue_sequence, event_ns, recv_ns, flags, state, _, epoch = MESSAGE.unpack_from(data, at)
     bid_price, bid_quantity, ask_price, ask_quantity = BBO_BODY.unpack_from(data, at + BODY_OFFSET)
     return Bbo(instrument_id, venue_sequence, event_ns, recv_ns, known_state(state), epoch,
-               OrderBookItem(bid_price, bid_quantity), OrderBookItem(ask_price, ask_quantity))
+               OrderBookItem(bid_price, bid_quantity), OrderBookItem(ask_price, ask_quantity),
+               flags >> EDITION_SHIFT)
 
 
 def read_definition(data, at, length):
     exact(DEFINITION, length, DEFINITION_BODY.size)
-    instrument_id = MESSAGE.unpack_from(data, at)[2]
+    _, _, instrument_id, _, _, _, flags, _, _, _ = MESSAGE.unpack_from(data, at)
     price_exponent, quantity_exponent, depth, shared, tick, lot, venue, symbol, name = DEFINITION_BODY.unpack_from(
         data, at + BODY_OFFSET)
     if not (-18 <= price_exponent <= 0 and -18 <= quantity_exponent <= 0):
         raise PacketError(f"definition with exponents {price_exponent}, {quantity_exponent}")
     return Definition(instrument_id, unfield(venue), unfield(symbol), unfield(name),
-                      price_exponent, quantity_exponent, depth, tick, lot, shared)
+                      price_exponent, quantity_exponent, depth, tick, lot, shared, flags >> EDITION_SHIFT)
 
 
 def read_status(data, at, length):
     exact(STATUS, length, STATUS_BODY.size)
-    _, _, instrument_id, venue_sequence, _, recv_ns, _, state, _, epoch = MESSAGE.unpack_from(data, at)
+    _, _, instrument_id, venue_sequence, _, recv_ns, flags, state, _, epoch = MESSAGE.unpack_from(data, at)
     reason, connected, _, _, venue, text = STATUS_BODY.unpack_from(data, at + BODY_OFFSET)
     if instrument_id != ALL_INSTRUMENTS:
         known_state(state)
     return Status(instrument_id, venue_sequence, recv_ns, state, epoch, reason, connected,
-                  unfield(venue), unfield(text))
+                  unfield(venue), unfield(text), flags >> EDITION_SHIFT)
 
 
 def read_padding(data, at, length):

@@ -18,8 +18,8 @@ from feeder.errors import NumberError
 from feeder.fixed import parse
 from feeder.instrument import channel_index
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
-from feeder.packet import (ALL_INSTRUMENTS, DEFINITION_BODY, INCREMENT, MESSAGE, ORDER_BOOK_ITEM, REFRESH, SNAPSHOT,
-                           STATUS_BODY)
+from feeder.packet import (ALL_INSTRUMENTS, DEFINITION_BODY, EDITION_SHIFT, EDITIONS, INCREMENT, LAST, MESSAGE,
+                           ORDER_BOOK_ITEM, REFRESH, SNAPSHOT, STATUS_BODY)
 
 MAX_EPOCH = 2**32 - 1
 MAX_AT_ONCE = 4                      # packets of a snapshot loop; one that ends a book may follow
@@ -30,7 +30,7 @@ class Entry:
     """One instrument as it is published, by an Encoder."""
 
     __slots__ = ("instrument", "encoder", "book", "state", "epoch", "reason", "sequence", "events", "trades", "bbos",
-                 "crossed", "exponents", "recv_ns")
+                 "crossed", "exponents", "recv_ns", "edition", "flags")
 
     def __init__(self, instrument, encoder):
         self.instrument = instrument
@@ -43,6 +43,13 @@ class Entry:
         self.events = self.trades = self.bbos = self.crossed = 0
         self.recv_ns = 0
         self.exponents = None
+        self.edition = 0              # message flags: which definition its numbers are of
+        self.flags = LAST             # and LAST
+
+    def next_edition(self):
+        """From here on the numbers are of another scale."""
+        self.edition = self.edition + (1 << EDITION_SHIFT) & (EDITIONS - 1) << EDITION_SHIFT
+        self.flags = LAST | self.edition
 
 
 class Publisher:
@@ -92,9 +99,12 @@ class Publisher:
         first, entry.exponents = entry.exponents is None, exponents
         if not first and entry.state == LIVE:     # receivers' ints have another meaning from here on
             self.stale(instrument, "precision", entry.recv_ns)
+            entry.next_edition()
             send_definition(entry, entry.encoder)
             self.live(entry, entry.sequence, 0, entry.recv_ns)
         else:
+            if not first:
+                entry.next_edition()
             send_definition(entry, entry.encoder)
 
     def snapshot(self, instrument, sequence, event_ns, recv_ns, bids, asks):
@@ -134,7 +144,7 @@ class Publisher:
             outside(instrument, bids)
             outside(instrument, asks)
         entry.encoder.levels(INCREMENT, instrument.instrument_id, LIVE, entry.epoch, sequence, event_ns, recv_ns,
-                             bids, asks)
+                             bids, asks, entry.edition)
 
     def trade(self, instrument, sequence, event_ns, recv_ns, trade_id, price, quantity, side):
         entry = self.entries[instrument.instrument_id]
@@ -143,7 +153,7 @@ class Publisher:
             price *= instrument.price_factor
             quantity *= instrument.quantity_factor
         entry.encoder.trade(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns, trade_id,
-                            price, quantity, side)
+                            price, quantity, side, entry.flags)
 
     def bbo(self, instrument, sequence, event_ns, recv_ns, bid_price, bid_quantity, ask_price, ask_quantity):
         entry = self.entries[instrument.instrument_id]
@@ -153,7 +163,7 @@ class Publisher:
             bid_price, ask_price = bid_price * price, ask_price * price
             bid_quantity, ask_quantity = bid_quantity * quantity, ask_quantity * quantity
         entry.encoder.bbo(instrument.instrument_id, entry.state, entry.epoch, sequence, event_ns, recv_ns,
-                          bid_price, bid_quantity, ask_price, ask_quantity)
+                          bid_price, bid_quantity, ask_price, ask_quantity, entry.flags)
 
     def stale(self, instrument, reason, recv_ns):
         entry = self.entries[instrument.instrument_id]
@@ -258,19 +268,19 @@ def send_book(entry, encoder, event_ns, flags):
     outside(entry.instrument, bids)
     outside(entry.instrument, asks)
     encoder.levels(SNAPSHOT, entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence, event_ns,
-                   entry.recv_ns, bids, asks, flags)
+                   entry.recv_ns, bids, asks, flags | entry.edition)
 
 
 def send_definition(entry, encoder):
     instrument = entry.instrument
     tick, lot = (scaled_size(text, exponent) for text, exponent in (
         (instrument.tick, instrument.price_exponent), (instrument.lot, instrument.quantity_exponent)))
-    encoder.definition(instrument, tick, lot)
+    encoder.definition(instrument, tick, lot, entry.flags)
 
 
 def send_status(entry, encoder, recv_ns):
     encoder.status(entry.instrument.instrument_id, entry.state, entry.epoch, entry.sequence, recv_ns,
-                   REASON_CODES[entry.reason], text=entry.reason)
+                   REASON_CODES[entry.reason], text=entry.reason, flags=entry.flags)
 
 
 def repeat(entry, encoder):

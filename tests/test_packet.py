@@ -155,23 +155,24 @@ def in_our_words(message):
     """Return a message of the model as the class that feeder.packet makes of it."""
     common = [message[name] for name in ("instrument_id", "venue_sequence", "event_ns", "recv_ns")]
     state = [message["state"], message["epoch"]]
-    kind = TYPES[message["type"]]
+    kind, edition = TYPES[message["type"]], message["flags"] >> 5
     if kind in ("snapshot", "increment"):
         return Book(message["type"], *common, message["flags"], *state, flat(message["bids"]), flat(message["asks"]))
     if kind == "trade":
-        return Trade(*common, *state, TradeItem(*[message[name] for name in ("trade_id", "price", "quantity", "side")]))
+        return Trade(*common, *state, TradeItem(*[message[name] for name in ("trade_id", "price", "quantity", "side")]),
+                     edition)
     if kind == "bbo":
         return Bbo(*common, *state, OrderBookItem(message["bid_price"], message["bid_quantity"]),
-                   OrderBookItem(message["ask_price"], message["ask_quantity"]))
+                   OrderBookItem(message["ask_price"], message["ask_quantity"]), edition)
     if kind == "definition":
         return Definition(common[0], *[message[name] for name in (
-            "venue", "symbol", "name", "price_exponent", "quantity_exponent", "depth", "tick", "lot", "shared")])
+            "venue", "symbol", "name", "price_exponent", "quantity_exponent", "depth", "tick", "lot", "shared")], edition)
     if kind == "round":
         return Round(common[0], message["number"], message["instrument_count"])
     if kind == "padding":
         return Padding(common[0])
     return Status(common[0], common[1], common[3], *state,
-                  *[message[name] for name in ("reason", "connected", "venue", "text")])
+                  *[message[name] for name in ("reason", "connected", "venue", "text")], edition)
 
 
 def agree(data):
