@@ -167,10 +167,14 @@ class Gap(NamedTuple):
 
 
 class Dropped(NamedTuple):
-    """A reader that conflates was so far behind that this many trades of the instrument were not kept for it."""
+    """So many trades of the instrument were not handed over.
+
+    Reasons: "reader behind", of one that conflates; "scale in doubt", a gap may hide a change of the exponents.
+    """
 
     instrument: "Instrument"
     trade_count: int
+    reason: str
 
 
 class Session(NamedTuple):

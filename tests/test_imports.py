@@ -33,7 +33,7 @@ LAYERS = {
     "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES, "feeder.keyfile": EDGES,
     "feeder.config": WIRING, "feeder.schema": WIRING, "feeder.publish": WIRING, "feeder.pipeline": WIRING,
     "feeder.ingest": WIRING, "feeder.line": WIRING,
-    "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
+    "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.retransmit": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
     "feeder.inlet": WIRING, "feeder.listener": WIRING,
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,
@@ -71,7 +71,7 @@ HOMES = {
     "time": {"feeder.clock"}, "datetime": {"feeder.log"},
     "random": {"feeder.twin", "feeder.ingest"},                                    # ingest: jitter of reconnects
     "os": {"feeder.host", "feeder.keyfile", "feeder.net", "feeder.shm", "feeder.log", "feeder.screen", "feeder.capture", "feeder.report",
-           "feeder.config", "feeder.line", "feeder.listings", "feeder.listen", "feeder.replay", "feeder.run", "feeder.twin",
+           "feeder.config", "feeder.line", "feeder.listings", "feeder.listen", "feeder.replay", "feeder.run", "feeder.twin", "feeder.retransmit",
            "feeder.supervise", "feeder.stages", "feeder.worker", "feeder.pipe", "feeder.bench", "feeder.doctor", "feeder.cli",
            "feeder.websocket.connection"},
     "json": {"feeder.venue", "feeder.twin", "feeder.config", "feeder.capture", "feeder.report", "feeder.listen",
