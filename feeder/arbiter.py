@@ -65,7 +65,7 @@ class Flow:
         self.channel = channel
         self.session = session
         self.carriers = {}             # view -> Carrier
-        self.live = set()              # those whose book is live
+        self.live = {}                 # those whose book is live, as keys: in order
         self.quoted = set()            # those that told the last quote of their instrument
         self.silent_ns = None          # since when it is
         self.wins = 0                  # events that came here first
@@ -161,7 +161,7 @@ class Arbiter:
         self.leads = 0                 # that did because another one was faster
         self.refused = 0               # messages of instruments beyond the limit
         self.undefined = 0             # of instruments whose definition has not come
-        self.doubtful = 0              # trades and quotes whose scale was in doubt
+        self.unreadable = 0            # trades and quotes of a newer definition, which was lost
         self.ticked_ns = 0
         self.handlers = {
             receiver.BOOK: self.on_book, receiver.TRADE: self.on_trade, receiver.BBO: self.on_quote,
@@ -239,7 +239,10 @@ class Arbiter:
         if is_live is not carrier.is_live:
             carrier.is_live = is_live
             carrier.live_ns = now_ns if is_live else 0
-            (carrier.flow.live.add if is_live else carrier.flow.live.discard)(carrier)
+            if is_live:
+                carrier.flow.live[carrier] = None
+            else:
+                carrier.flow.live.pop(carrier, None)
 
     def was_late(self, flow, first_ns, now_ns):
         flow.late += 1
@@ -317,7 +320,7 @@ class Arbiter:
             events.append(self.whole(followed))
         return events
 
-    # -- trades, quotes --------------------------------------------------------------------------------------
+    # -- trades and quotes -----------------------------------------------------------------------------------
 
     def on_trade(self, heard, now_ns):
         message = heard.message
@@ -327,9 +330,10 @@ class Arbiter:
         choice, flow = carrier.choice, carrier.flow
         item = message.item
         before = self.settle(choice, "", now_ns) if carrier.is_live != (heard.view.state == LIVE) else NOTHING
-        if is_doubtful(heard.view, message):
-            self.doubtful += 1
-            return (*before, Dropped(choice.instrument, 1, "scale in doubt"))
+        definition = heard.view.definition
+        if definition is None or message.edition != definition.edition:        # which was lost
+            self.unreadable += 1
+            return (*before, Dropped(choice.instrument, 1, "unknown scale"))
         if len(choice.carriers) > 1:
             if not choice.races & SHARED_TRADE and choice.followed is not carrier:
                 flow.unused += 1
@@ -355,9 +359,10 @@ class Arbiter:
         choice, flow = carrier.choice, carrier.flow
         carrier.is_quoting = True
         before = self.settle(choice, "", now_ns) if carrier.is_live != (heard.view.state == LIVE) else NOTHING
-        if is_doubtful(heard.view, message):
-            self.doubtful += 1
-            return before                                  # the next one tells all that this one did
+        definition = heard.view.definition
+        if definition is None or message.edition != definition.edition:
+            self.unreadable += 1
+            return before                                  # a later one will tell all that this one does
         if len(choice.carriers) > 1:
             if not choice.races & SHARED_BBO:
                 if choice.followed is not carrier:
@@ -576,12 +581,7 @@ class Arbiter:
                 "instruments": len(self.instruments),
                 "live": sum(instrument.is_live for instrument in self.instruments.values()),
                 "switches": self.switches, "leads": self.leads, "refused": self.refused, "undefined": self.undefined,
-                "doubtful": self.doubtful}
-
-
-def is_doubtful(view, message):
-    """True if a gap may hide a change of scale that came before this message, until the definition is told anew."""
-    return view.defined_era != view.stream.era and (message.state != LIVE or view.is_unconfirmed(message.epoch))
+                "unreadable": self.unreadable}
 
 
 def reason_text(code):

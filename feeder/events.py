@@ -169,7 +169,7 @@ class Gap(NamedTuple):
 class Dropped(NamedTuple):
     """So many trades of the instrument were not handed over.
 
-    Reasons: "reader behind", of one that conflates; "scale in doubt", a gap may hide a change of the exponents.
+    Reasons: "reader behind", of one that conflates; "unknown scale", the definition that they are of was lost.
     """
 
     instrument: "Instrument"

@@ -323,7 +323,7 @@ def test_more_decimals(venue):
     assert shown.price_text(shown.best_bid.price) == str(venue.book(0)[0][0][0])
 
 
-def test_after_a_gap_a_trade_whose_scale_is_in_doubt_is_not_handed_over(venue):
+def test_a_trade_of_a_definition_that_was_lost_is_not_handed_over(venue):
     feed, consumer = Feed(venue, 1), Consumer(venue)
     consumer.hear(feed.open())
     instrument = feed.instruments[0]
@@ -333,9 +333,9 @@ def test_after_a_gap_a_trade_whose_scale_is_in_doubt_is_not_handed_over(venue):
     feed.flush()                                                        # lost: stale, definition, snapshot
     events = consumer.hear(feed.trade(0, 8, 150_000))
     assert kinds(events) == ["State", "State", "Gap", "Dropped"]
-    assert events[-1] == Dropped(consumer.instrument, 1, "scale in doubt")
+    assert events[-1] == Dropped(consumer.instrument, 1, "unknown scale")
     assert kinds(consumer.hear(feed.quote(0, 8))) == []
-    assert consumer.arbiter.doubtful == 2
+    assert consumer.arbiter.unreadable == 2
     assert kinds(consumer.hear(feed.trade(1, 9))) == ["Trade"]          # of the same epoch as before the gap
     consumer.venue = None
     events = consumer.hear(feed.repeat())
@@ -641,7 +641,7 @@ def test_without_common_numbers_one_is_followed_as_long_as_it_lives(venue):
     pair.hear(pair.a, pair.a.repeat())
     assert pair.consumer.instrument.session == 2                         # no way back without need
     report = pair.consumer.arbiter.report()
-    assert [stream["unused"] for stream in report["streams"]] == [2, 60] and report["switches"] == 2
+    assert [stream["unused"] for stream in report["streams"]] == [2, 62] and report["switches"] == 2
 
 
 # -- at random ------------------------------------------------------------------------------------------------------
