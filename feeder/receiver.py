@@ -170,8 +170,7 @@ class Receiver:
         for stream in list(self.streams.values()):
             if stream.order.waits:
                 yield from self.run(stream, now_ns)
-            if stream.heard_ns > now_ns:               # the clock was set back
-                stream.heard_ns = now_ns
+            stream.heard_ns = min(stream.heard_ns, now_ns)       # the clock was set back
             if now_ns - stream.heard_ns > silence_ns and not stream.silent and not stream.session.ended:
                 stream.silent = True
                 self.silences += 1
@@ -182,6 +181,8 @@ class Receiver:
                     now_ns - path.heard_ns > silence_ns for path in stream.paths):
                 yield from self.close(stream, now_ns)
         for line in self.lines.values():
+            for path in line.paths.values():
+                path.heard_ns = min(path.heard_ns, now_ns)
             if not line.silent and line.is_quiet(now_ns, silence_ns):
                 line.silent = True
                 for path in line.paths.values():
@@ -540,7 +541,7 @@ class Receiver:
         if view.definition is None if is_snapshot else not in_step:
             self.ignored += 1                         # without a definition nobody knows what the numbers mean
             if is_snapshot:
-                return None
+                return view.leave_step(sequence + 1)
         flags = message.flags
         first = sequence
         pending = view.pending
@@ -556,30 +557,30 @@ class Receiver:
             if not flags & LAST:
                 return None
             first = pending.first
-            message = self.whole = pending.whole(message)
+            message = pending.whole(message)
         view.pending = None
         if is_snapshot:
-            return self.on_snapshot(stream, view, message, sequence)
-        if not in_step:
-            self.whole = None
-            self.keep_increment(view, first, sequence, message)
-            return None
-        view.bids.change(message.bids)
-        view.asks.change(message.asks)
-        return self.after_event(view, message, sequence)
+            kind = self.on_snapshot(stream, view, message, sequence)
+        elif in_step:
+            view.bids.change(message.bids)
+            view.asks.change(message.asks)
+            kind = self.after_event(view, message, sequence)
+        else:
+            return self.keep_increment(view, first, sequence, message)
+        if kind is not None and first != sequence:
+            self.whole = message
+        return kind
 
     def on_snapshot(self, stream, view, message, sequence):
         in_step = view.era == stream.era
         if not in_step and view.is_unconfirmed(message.epoch):
             self.ignored += 1
-            self.whole = None
-            return None
+            return view.leave_step(sequence + 1)
         if message.flags & REFRESH:
             view.refreshes += 1
         sides = side_views(message)
         if message.flags & REFRESH and in_step and self.is_same(view, message, *sides):
             view.last_venue_sequence = message.venue_sequence         # events below the window are not sent
-            self.whole = None
             return None
         self.forget(view)
         view.bids, view.asks = sides
@@ -728,9 +729,7 @@ class Receiver:
         elif type(message) is Status:
             kind = self.loop_status(view, at, message, in_step)
         else:
-            kind = self.loop_book(view, at, message, in_step)
-            if self.whole is not None:
-                message, self.whole = self.whole, None
+            kind, message = self.loop_book(view, at, message, in_step)
         return Heard(kind, stream, expected, view, message) if kind is not None else None
 
     def loop_definition(self, view, at, message, in_step):
@@ -753,14 +752,14 @@ class Receiver:
 
     def loop_book(self, view, at, message, in_step):
         if view.definition is None or message.state != LIVE:
-            return None
+            return None, message
         sides = side_views(message)
         if in_step:
             view.refreshes += 1
             if self.is_same(view, message, *sides):
-                return None
+                return None, message
         elif message.epoch != view.epoch and at <= view.epoch_at or view.is_unconfirmed(message.epoch):
-            return None
+            return None, message
         self.taken_from_loop += 1
         after = [kept.message for kept in view.kept if kept.first >= at]
         self.forget(view)
@@ -776,9 +775,9 @@ class Receiver:
         if view.pending is not None and view.pending.first < at:
             view.pending = None
         if after:
-            message = self.whole = after[-1]._replace(type=SNAPSHOT, flags=FIRST | LAST | REFRESH,
-                                                      bids=view.bids.flat(), asks=view.asks.flat())
-        return self.after_event(view, message, view.stream.order.expected - 1)
+            message = after[-1]._replace(type=SNAPSHOT, flags=FIRST | LAST | REFRESH, bids=view.bids.flat(),
+                                         asks=view.asks.flat())
+        return self.after_event(view, message, view.stream.order.expected - 1), message
 
     def keep_increment(self, view, first, last, message):
         """Keep what a view out of step cannot use yet, and forget the oldest where there is too much."""

@@ -52,6 +52,8 @@ class Reorder:
             return OVERLAP
         at = bisect_right(waits, [first, BEYOND]) - 1        # the last wait that begins at `first` or before
         if at >= 0 and first <= waits[at][1]:
+            while last > waits[at][1] and at + 1 < len(waits) and waits[at + 1][0] == waits[at][1] + 1:
+                at += 1                                      # what was given up may end within a packet
             return FILLS if last <= waits[at][1] else OVERLAP
         return OVERLAP if at + 1 < len(waits) and waits[at + 1][0] <= last else DUPLICATE
 
@@ -65,9 +67,10 @@ class Reorder:
                 waits.append([edge, first - 1, now_ns])
             self.edge = first + count
         elif count:
-            at = bisect_right(waits, [first, BEYOND]) - 1
-            low, high, since_ns = waits[at]
-            waits[at:at + 1] = cut(low, high, first, first + count - 1, since_ns)
+            last = first + count - 1
+            start, stop = bisect_right(waits, [first, BEYOND]) - 1, bisect_right(waits, [last, BEYOND])
+            waits[start:stop] = [part for low, high, since_ns in waits[start:stop]
+                                 for part in cut(low, high, first, last, since_ns)]
         if count:
             self.held[first] = packet, size
             self.held_bytes += size
