@@ -12,6 +12,7 @@ from feeder.errors import FeederError
 COMMANDS = {
     "run": ("feeder.run", "feed from the venues and publish (the default; without --config from a built-in venue)"),
     "listen": ("feeder.listen", "the udp monitor: receive, check sequences, show books"),
+    "retransmit": ("feeder.retransmit", "keep a copy of what is published, send it again to who missed it"),
     "venue": ("feeder.twin.command", "a venue on this machine, for trying, testing and proving a set-up"),
     "replay": ("feeder.replay", "run recordings through decoders, recovery and books"),
     "venues": ("feeder.venues", "list the venues that are supported, and how"),

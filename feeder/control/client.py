@@ -5,10 +5,10 @@ In:   what is missing, as the receiver sees it now; what came to the asking sock
     missing    1001 ........................ 1300          ranges of Receiver.wanted()
     pieces     1001-1064  1065-1128  ...  1257-1300        of PIECE messages, which one answer always holds
 
-Each piece has its own fate: asked for after FIRST_NS (it may be only reordered); of the next server when no answer came,
-each round after twice the time. UNAVAILABLE takes the server off the piece's list; a piece whose list is empty is told to
-the caller, who need not wait for it any longer. What came in the meantime, by whatever way, is no longer missing: ask()
-goes by what is missing now, pieces shrink and vanish by that alone.
+Each piece has its own fate: asked for after FIRST_NS (it may be only reordered); of the next server when no answer
+came, each round after twice the time. UNAVAILABLE takes the server off the piece's list; a piece whose list is empty is
+told to the caller, who need not wait for it any longer. What came in the meantime, by whatever way, is no longer
+missing: ask() goes by what is missing now, pieces shrink and vanish by that alone.
 
 A server that has not given its token is asked for one piece only until it does. One that answers nothing is asked where
 no other is left. Which one has a stream is remembered.
@@ -113,7 +113,7 @@ class Client:
     # -- asking ----------------------------------------------------------------------------------------------
 
     def ask(self, wanted, now_ns):
-        """Return [(server's address, request), ...]; `wanted` is all that is missing now, (channel, session, first, last).
+        """Return [(server's address, request), ...]; `wanted`, (channel, session, first, last), is all that is missing.
 
         To be called whenever `wanted` may have changed, and at `deadline_ns`; cheap where there is nothing to do.
         """

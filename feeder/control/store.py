@@ -33,11 +33,12 @@ class Store:
         self.datagram_bytes = datagram_bytes
         self.view = memoryview(bytearray(datagram_count * datagram_bytes))
         self.offsets = list(range(0, datagram_count * datagram_bytes, datagram_bytes))
-        self.channel = self.session = self.next = None
         self.sessions = self.added = self.late = self.too_late = self.too_large = self.duplicates = self.overlaps = 0
         self.clear()
 
     def clear(self):
+        """Forget all packets, and whose they were."""
+        self.channel = self.session = self.next = None
         self.firsts = [0] * self.datagram_count
         self.at = 0
         self.holes = 0                # messages that were skipped and did not come late; may be older than `oldest`
