@@ -385,7 +385,7 @@ class Feed:
             log.error("%s: %s", self.name, error)
 
     def take_listings(self, known):
-        """Complete the definitions; told in the next refresh round."""
+        """Complete the definitions."""
         for instrument in self.instruments:
             if instrument.symbol in known:
                 instrument.tick, instrument.lot, instrument.contract = known[instrument.symbol]

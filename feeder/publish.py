@@ -30,7 +30,7 @@ class Entry:
     """One instrument as it is published, by an Encoder."""
 
     __slots__ = ("instrument", "encoder", "book", "state", "epoch", "reason", "sequence", "events", "trades", "bbos",
-                 "crossed", "exponents", "recv_ns", "edition", "flags")
+                 "crossed", "exponents", "sizes", "recv_ns", "edition", "flags")
 
     def __init__(self, instrument, encoder):
         self.instrument = instrument
@@ -42,7 +42,7 @@ class Entry:
         self.sequence = 0
         self.events = self.trades = self.bbos = self.crossed = 0
         self.recv_ns = 0
-        self.exponents = None
+        self.exponents = self.sizes = None          # of the definition that was sent
         self.edition = 0              # message flags: which definition its numbers are of
         self.flags = LAST             # and LAST
 
@@ -93,10 +93,14 @@ class Publisher:
                 self.give_up(entry, "range", entry.recv_ns)
         if entry.state == LIVE and entry.book.crossed and not instrument.may_cross:      # an auction has ended so
             self.crossed(entry, entry.sequence, entry.recv_ns)
+        sizes = instrument.tick, instrument.lot
         exponents = instrument.price_exponent, instrument.quantity_exponent
         if exponents == entry.exponents:
+            if sizes != entry.sizes:              # known now, or other ones: no matter to books
+                entry.sizes = sizes
+                send_definition(entry, entry.encoder)
             return                                # decimals inside grew, outside nothing changes
-        first, entry.exponents = entry.exponents is None, exponents
+        first, entry.exponents, entry.sizes = entry.exponents is None, exponents, sizes
         if not first and entry.state == LIVE:     # receivers' ints have another meaning from here on
             self.stale(instrument, "precision", entry.recv_ns)
             entry.next_edition()

@@ -68,6 +68,22 @@ def test_definition_snapshot_increment():
     assert desk.view().state == LIVE
 
 
+def test_a_definition_is_sent_again_when_tick_or_lot_become_known_and_only_then():
+    desk = Desk()
+    coin, = desk.instruments
+    desk.publisher.snapshot(coin, 7, 0, 1, [10_000, 5], [10_001, 6])
+    desk.take()
+    coin.tick, coin.lot = "0.01", "0.001"
+    desk.publisher.define(coin, 1, 1)
+    definition, = desk.take()
+    assert (definition.tick, definition.lot) == (10**6, 10**5) and desk.view().state == LIVE
+    desk.publisher.define(coin, 1, 1)
+    assert desk.take() == []
+    coin.tick = "0.02"
+    desk.publisher.define(coin, 1, 1)
+    assert [message.tick for message in desk.take()] == [2 * 10**6] and desk.view().state == LIVE
+
+
 def test_nothing_is_published_before_the_snapshot():
     desk = Desk()
     desk.take()
@@ -339,6 +355,9 @@ def test_what_the_snapshot_loop_tells_holds_at_its_sequence(depth, packet_bytes,
             coin.price_decimals += 3
             coin.rescale()
             publisher.define(coin, 1000, 1)
+        elif what < 0.03:
+            coin.tick, coin.lot = f"0.0{sequence % 9 + 1}", "0.001"
+            publisher.define(coin, 1, 1)
         else:
             scale = 10 ** (coin.price_decimals - 2)
             publisher.increment(coin, sequence, 0, sequence, *(
