@@ -42,6 +42,9 @@ HOLD_MS, HOLD_ASKING_MS = 50, 200      # with several lines; where somebody can 
 ASK_NS = 500 * MICROSECOND       # between two looks at what is missing, while something is
 ANSWER_BUFFER_BYTES = 4 << 20
 FOUR, SIX = "0.0.0.0", "::"
+TAP_NS = MILLISECOND             # between two looks at a tap
+TAP_POLL_NS = 100 * MILLISECOND  # whether the tap is still there, or there again
+NOWHERE = Endpoint(FOUR, 0, None)        # where what came by a tap was sent to, in a pcap file
 MAX_LINES = 64
 MAX_OWN_LOSSES = 1_000           # ranges remembered
 MAX_DROP_TIMES = 64              # of the kernel, remembered for each socket
@@ -87,10 +90,6 @@ class Source:
             inlet.is_more = True
         inlet.datagrams += count
 
-    def is_to_blame(self, at_ns, hold_ns):
-        """Return True if the kernel dropped something where a gap is that was declared at `at_ns`."""
-        return not self.is_loop and any(0 <= at_ns - came_ns <= hold_ns + BLAME_NS for came_ns in self.drop_times)
-
 
 class Answers:
     """A socket by which servers are asked again, and answer."""
@@ -114,6 +113,42 @@ class Answers:
         else:
             inlet.is_more = True
         inlet.datagrams += count
+
+
+class Tap:
+    """A publisher's tap on this host, as a line. Nothing wakes its readers: they look, every TAP_NS while nothing comes."""
+
+    is_loop = False
+
+    def __init__(self, inlet, number, name):
+        from feeder.net.handover import TapClient          # Linux, and few want it
+        self.inlet = inlet
+        self.number = number
+        self.client = TapClient(name)
+        self.looked_ns = 0
+        self.overruns = 0
+        self.overrun_times = deque(maxlen=MAX_DROP_TIMES)
+
+    def read(self):
+        """Hand over what is there, TURN datagrams at most."""
+        inlet, client = self.inlet, self.client
+        now_ns = wall_ns()
+        if not 0 <= now_ns - self.looked_ns < TAP_POLL_NS:
+            self.looked_ns = now_ns
+            client.poll()
+        for _ in range(TURN):
+            datagram = client.read()
+            if datagram is None:
+                break
+            inlet.datagrams += 1
+            if inlet.recording is not None:
+                inlet.recording.add(now_ns, NOWHERE, datagram)
+            inlet.on_datagram(datagram, now_ns, self.number)
+        else:
+            inlet.is_more = True
+        if client.overruns != self.overruns:
+            self.overruns = client.overruns
+            self.overrun_times.append(now_ns)
 
 
 class Recording:
@@ -193,8 +228,8 @@ class Inlet:
         """
         self.on_datagram = on_datagram
         self.endpoints = [parse(text) for text in lines]
+        self.names = [str(endpoint) for endpoint in self.endpoints] + [f"tap {tap}"] * bool(tap)
         self.check()
-        self.names = [str(endpoint) for endpoint in self.endpoints]
         if hold_ms is None:
             hold_ms = HOLD_ASKING_MS if retransmit else HOLD_MS if len(self.names) > 1 else 0
         self.hold_ns = int(hold_ms * MILLISECOND)
@@ -208,6 +243,7 @@ class Inlet:
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self.recording = None
         self.sources = []
+        self.tap = None
         servers = [parse(text) for text in retransmit]
         self.client = Client([server[:2] for server in servers], seal) if servers else None
         self.asked_ns = 0
@@ -236,6 +272,8 @@ class Inlet:
                 self.sources.append(Source(self, number, is_loop, endpoint, socket))
             for address in sorted({SIX if ":" in server.address else FOUR for server in servers}):
                 self.answers[address] = Answers(self, address)
+            if tap:
+                self.tap = Tap(self, len(self.endpoints), tap)
             for source in (*self.sources, *self.answers.values()):
                 self.loop.register(source.socket, read=source.read)
         except BaseException:
@@ -243,8 +281,8 @@ class Inlet:
             raise
 
     def check(self):
-        if not 0 < len(self.endpoints) <= MAX_LINES:
-            raise ConfigError(f"{len(self.endpoints)} lines to listen to, expected 1 to {MAX_LINES}")
+        if not 0 < len(self.names) <= MAX_LINES:
+            raise ConfigError(f"{len(self.names)} lines to listen to, expected 1 to {MAX_LINES}")
         for at, endpoint in enumerate(self.endpoints):
             if endpoint in self.endpoints[:at]:
                 raise ConfigError(f"line {endpoint} is given twice")
@@ -259,6 +297,8 @@ class Inlet:
         self.loop.close()
         for source in (*self.sources, *self.answers.values()):
             source.socket.close()
+        if self.tap is not None:
+            self.tap.client.close()
         if self.recording is not None:
             self.recording.close()
 
@@ -296,9 +336,11 @@ class Inlet:
             yield from self.receiver.give_up(channel, session, first, last, now_ns)
 
     def wait_ns(self, now_ns):
-        """Return how long until tend() is to be called; 0 is now."""
+        """Return how long to wait for sockets; 0: tend() is to be called."""
         wait_ns = self.deadline_ns - now_ns
-        return wait_ns if 0 < wait_ns <= TEND_NS else 0          # longer: the clock was set back
+        if not 0 < wait_ns <= TEND_NS:                 # longer: the clock was set back
+            return 0
+        return wait_ns if self.tap is None else min(wait_ns, TAP_NS if self.tap.client.is_open else TAP_POLL_NS)
 
     def tend(self, now_ns):
         """Yield Heard that time brings, and ask for what is missing."""
@@ -339,9 +381,12 @@ class Inlet:
 
         As far as it can be told: the kernel says how many datagrams it dropped, not which.
         """
-        if self.own_losses.hit(gap.channel, gap.session, gap.first, gap.last):
+        def is_then(times):
+            return any(0 <= gap.at_ns - came_ns <= self.hold_ns + BLAME_NS for came_ns in times)
+
+        if self.own_losses.hit(*gap[:4]) or self.tap is not None and is_then(self.tap.overrun_times):
             return "consumer"
-        if any(source.is_to_blame(gap.at_ns, self.hold_ns) for source in self.sources):
+        if any(is_then(source.drop_times) for source in self.sources if not source.is_loop):
             return "kernel"
         return "network"
 
@@ -358,21 +403,31 @@ class Inlet:
         return self.sources[0].socket.recv_buffer_bytes if self.sources else 0
 
     def report(self):
-        """Return what came by which way, JSON-ready."""
+        """Return what came, by which way, and what did not, JSON-ready."""
         heard, client = self.receiver, self.client
         return {
+            "packets": heard.packets, "bytes": heard.bytes, "heartbeats": heard.heartbeats,
+            "messages": heard.messages, "messages_by_type": heard.by_type, "gaps_total": heard.gap_count,
+            "lost": heard.lost, "late": heard.late, "late_packets": heard.late_packets,
+            "duplicates": heard.duplicates, "old_session_packets": heard.stragglers, "silences": heard.silences,
+            "mismatches": heard.mismatches, "last_mismatch": heard.last_mismatch, "crossed": heard.crossed,
+            "undefined": heard.undefined, "ignored": heard.ignored, "unknown_messages": heard.unknown_messages,
+            "errors": heard.errors,
+            "kernel_drops": self.kernel_drops(), "recv_buffer_bytes": self.recv_buffer_bytes,
+            "latency": {"send_to_receive_ns": heard.send_latency.summary(),
+                        "venue_receive_to_receive_ns": heard.venue_latency.summary()},
             "lines": [self.line_row(number, name) for number, name in enumerate(self.names)],
             "hold_ms": self.hold_ns / MILLISECOND,
             "snapshot_loop": {"packets": heard.loop_packets, "lost": heard.loop_lost, "unused": heard.loop_unused,
                               "rounds": heard.rounds, "books_taken": heard.taken_from_loop,
                               "round_ns": max((stream.round_ns or 0 for stream in heard.streams.values()), default=0)},
-            "retransmission": client and {
+            "retransmission": None if client is None else {
                 "packets": heard.resent, **{name: sum(getattr(peer, name) for peer in client.peers)
                                             for name in ("requests", "challenges", "busy", "unavailable")},
                 **client.counts, "servers": [str(Endpoint(*peer.address, None)) for peer in client.peers]},
             "own_losses": {"datagrams": self.own_losses.datagrams, "bytes": self.own_losses.bytes},
-            "pcap": self.recording and {"file": self.recording.path, "datagrams": self.recording.count,
-                                        "error": self.recording.error},
+            "pcap": None if self.recording is None else {
+                "file": self.recording.path, "datagrams": self.recording.count, "error": self.recording.error},
         }
 
     def line_row(self, number, name):
@@ -384,5 +439,7 @@ class Inlet:
                        lag_ns=line.lag.summary(), silent=line.silent,
                        sessions={str(channel): session for channel, session in line.sessions.items()})
         drops = [source.socket.kernel_drops() for source in self.sources if source.number == number]
+        if self.tap is not None and number == self.tap.number:
+            return {**row, "tap": self.tap.client.text, "overruns": self.tap.client.overruns}
         row["kernel_drops"] = None if None in drops else sum(drops)
         return row

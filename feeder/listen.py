@@ -172,6 +172,8 @@ class Monitor:
     def on_round(self):
         """After each round of the loop: see to what is missing when it is time, and be woken for it."""
         inlet, now_ns = self.inlet, wall_ns()
+        if inlet.tap is not None:
+            inlet.tap.read()
         if not inlet.wait_ns(now_ns):
             exhaust(inlet.tend(now_ns))
             if self.lines is not None:
@@ -379,18 +381,8 @@ class Monitor:
         return {
             "group": self.args.group, "port": self.args.port, "interface": self.args.interface,
             "seconds": round(self.seconds, 3), "exit_code": self.exit_code(),
-            "packets": heard.packets, "bytes": heard.bytes, "heartbeats": heard.heartbeats,
-            "messages": heard.messages, "messages_by_type": heard.by_type,
-            "gaps": [gap_record(gap) for gap in heard.gaps], "gaps_total": heard.gap_count,
-            "lost": heard.lost, "late": heard.late, "late_packets": heard.late_packets,
-            "duplicates": heard.duplicates, "old_session_packets": heard.stragglers, "silences": heard.silences,
-            "mismatches": heard.mismatches, "last_mismatch": heard.last_mismatch, "crossed": heard.crossed,
-            "undefined": heard.undefined, "ignored": heard.ignored, "unknown_messages": heard.unknown_messages,
-            "errors": heard.errors, "internal_errors": self.loop.errors,
-            "kernel_drops": self.drops, "recv_buffer_bytes": self.inlet.recv_buffer_bytes,
-            **self.inlet.report(),
-            "latency": {"send_to_receive_ns": heard.send_latency.summary(),
-                        "venue_receive_to_receive_ns": heard.venue_latency.summary()},
+            **self.inlet.report(), "kernel_drops": self.drops, "internal_errors": self.loop.errors,
+            "gaps": [gap_record(gap) for gap in heard.gaps],
             "sessions": [{"channel": session.channel, "session": session.number, "first_sequence": session.first,
                           "messages": session.messages, "ended": session.ended} for session in heard.sessions],
             "sessions_total": heard.session_count,

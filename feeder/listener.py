@@ -174,6 +174,9 @@ class Listener:
     def stats(self) -> Dict[str, Any]:
         """Return what was heard and lost so far, JSON-ready."""
         return {**self.inlet.report(), "arbiter": self.arbiter.report(), "events": self.events,
+                "internal_errors": self.inlet.loop.errors,
+                "conflation": None if self.conflator is None else {"merged": self.conflator.merged,
+                                                                   "dropped": self.conflator.dropped},
                 "queue": {"datagrams": len(self.queue), "bytes": self.queued_bytes, "limit_bytes": self.queue_bytes,
                           "most_bytes": self.most_queued_bytes}}
 
@@ -188,13 +191,15 @@ class Listener:
             inlet.is_more = False
             before, before_ns = inlet.datagrams, wall_ns()
             run_once(wait_ns)
+            if inlet.tap is not None:
+                inlet.tap.read()
             wait_ns = 0
         if not inlet.is_more:
             self.empty_ns = before_ns if inlet.datagrams > before else wall_ns()
         self.look_at_ns = steady_ns() + LOOK_NS
         came = self.came
         if came:
-            if len(inlet.sources) > 1:
+            if len(inlet.names) > 1 or len(inlet.sources) > 1:
                 came.sort(key=came_at)
             self.queue += came
             came.clear()

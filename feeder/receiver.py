@@ -687,7 +687,7 @@ class Receiver:
         for message in packet.messages:
             if type(message) is Round:
                 self.rounds += 1
-                stream.round_ns = now_ns - stream.round_at if message.number == stream.round + 1 else None
+                stream.round_ns = now_ns - stream.round_at if stream.round and message.number == stream.round + 1 else None
                 stream.round, stream.round_at = message.number, now_ns
                 continue
             if type(message) is Book and not (message.flags & FIRST and message.flags & LAST):
