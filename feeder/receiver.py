@@ -20,7 +20,7 @@ stream's books out of sight of LIVE, but not out of step.
 
 A book of the snapshot loop holds at S, between two messages. A view out of step keeps its INCREMENTs, so a book that comes
 when the stream is at S or beyond is taken, and what followed S is put on top. It is right if nothing was lost since S, and
-no message since S told another epoch or state: `since`, `usable_from`, `epoch_at`.
+no message since S told another state, epoch or edition: `since`, `usable_from`, `epoch_at`, `edition_at`.
 
 Not here: sockets, clocks, asking again, choosing among streams, text for people. Everything kept has a bound, named below.
 """
@@ -32,7 +32,7 @@ from collections import deque, namedtuple
 from feeder.counter import Histogram
 from feeder.errors import PacketError
 from feeder.message import LIVE, REASONS, STALE, SYNCING
-from feeder.packet import (ALL_INSTRUMENTS, END as LAST_PACKET, FIRST, LAST, MAGIC, MESSAGE, PACKET, REFRESH,
+from feeder.packet import (ALL_INSTRUMENTS, EDITION_SHIFT, END as LAST_PACKET, FIRST, LAST, MAGIC, MESSAGE, PACKET, REFRESH,
                            RETRANSMITTED, SIGNED, SNAPSHOT, SNAPSHOTS, TYPE_NAMES, VERSION, Bbo, Book, Definition, Packet,
                            Padding, Round, Status, Trade, decode)
 from feeder.reorder import BEYOND, DUPLICATE, LATE, OVERLAP, Missing, Reorder
@@ -401,11 +401,10 @@ class Receiver:
         stream.session.late += filled
         if path is not None:
             path.wins += 1
-        is_newest = not missing.overlap(last, BEYOND)        # nothing behind it may have changed what it defines
         for sequence, message in enumerate(packet.messages, first):
             view = stream.views.get(message.instrument_id)
             if type(message) is Definition:
-                if is_newest and (view is None or view.definition is None):
+                if view is None or view.definition is None and view.edition == message.edition:
                     if self.on_definition(stream, message, sequence, 0) is not None:
                         yield Heard(DEFINITION, stream, sequence, stream.views[message.instrument_id], message)
             elif type(message) is Trade and view is not None:
@@ -504,35 +503,47 @@ class Receiver:
             view = stream.views[instrument_id] = View(stream, instrument_id)
         return view
 
-    def note(self, stream, message, sequence):
+    def note(self, stream, message, edition, sequence):
         """Return the message's view, its state noted; None where there is no room for it."""
         view = stream.views.get(message.instrument_id) or self.view(stream, message.instrument_id)
         if view is not None:
+            if view.edition != edition:
+                self.undefine(view, edition, sequence)
             if view.definition is None:
                 self.undefined += 1
             view.note(message.state, message.epoch, sequence)
         return view
 
+    def undefine(self, view, edition, at):
+        """From message number `at` on the numbers are of another definition, which is not known yet."""
+        view.edition = edition
+        view.edition_at = at
+        view.definition = view.last_trade = view.bbo = None
+        view.clear()
+        view.leave_step(at)
+        self.forget(view, at)
+
     def on_definition(self, stream, definition, sequence, now_ns):
         self.by_type["definition"] += 1
         view = self.view(stream, definition.instrument_id)
-        return self.define(view, definition, sequence + 1) if view is not None else None
+        return self.define(view, definition, sequence) if view is not None else None
 
-    def define(self, view, definition, usable_from):
-        """Take a definition that holds from there on."""
-        view.defined_era = view.stream.era
+    def define(self, view, definition, at):
+        """Take a definition that holds from message number `at` on."""
         if view.definition == definition:
             return None
-        view.defined_from = usable_from
+        if view.edition != definition.edition:
+            self.undefine(view, definition.edition, at)
+        view.defined_at = at
         if view.define(definition):
-            view.leave_step(usable_from)
-            self.forget(view, usable_from)
+            view.leave_step(at)
+            self.forget(view, at)
         return DEFINITION
 
     def on_book(self, stream, message, sequence, now_ns):
         is_snapshot = message.type == SNAPSHOT
         self.by_type["snapshot" if is_snapshot else "increment"] += 1
-        view = self.note(stream, message, sequence)
+        view = self.note(stream, message, message.flags >> EDITION_SHIFT, sequence)
         if view is None:
             return None
         if not is_snapshot and message.recv_ns:       # a snapshot's may be an old time
@@ -572,14 +583,10 @@ class Receiver:
         return kind
 
     def on_snapshot(self, stream, view, message, sequence):
-        in_step = view.era == stream.era
-        if not in_step and view.is_unconfirmed(message.epoch):
-            self.ignored += 1
-            return view.leave_step(sequence + 1)
         if message.flags & REFRESH:
             view.refreshes += 1
         sides = side_views(message)
-        if message.flags & REFRESH and in_step and self.is_same(view, message, *sides):
+        if message.flags & REFRESH and view.era == stream.era and self.is_same(view, message, *sides):
             view.last_venue_sequence = message.venue_sequence         # events below the window are not sent
             return None
         self.forget(view)
@@ -615,7 +622,7 @@ class Receiver:
 
     def on_trade(self, stream, message, sequence, now_ns):
         self.by_type["trade"] += 1
-        view = self.note(stream, message, sequence)
+        view = self.note(stream, message, message.edition, sequence)
         if view is None:
             return None
         if message.recv_ns:
@@ -626,7 +633,7 @@ class Receiver:
 
     def on_bbo(self, stream, message, sequence, now_ns):
         self.by_type["bbo"] += 1
-        view = self.note(stream, message, sequence)
+        view = self.note(stream, message, message.edition, sequence)
         if view is None:
             return None
         if message.recv_ns:
@@ -645,7 +652,7 @@ class Receiver:
         if view is None:
             return None
         before = view.sent_state, view.sent_reason, view.epoch
-        self.note(stream, message, sequence)
+        self.note(stream, message, message.edition, sequence)
         view.sent_reason = message.reason
         return STATE if before != (view.sent_state, view.sent_reason, view.epoch) else None
 
@@ -733,7 +740,7 @@ class Receiver:
         return Heard(kind, stream, expected, view, message) if kind is not None else None
 
     def loop_definition(self, view, at, message, in_step):
-        if at < view.defined_from:
+        if at < view.defined_at or message.edition != view.edition and at <= view.edition_at:
             return None
         if in_step and view.definition != message:
             self.mismatch(view, "in its definition")
@@ -742,7 +749,7 @@ class Receiver:
     def loop_status(self, view, at, message, in_step):
         if in_step:
             self.mismatch(view, f"is live, and {message.reason} in the loop")
-        elif at <= view.epoch_at:
+        elif at <= view.epoch_at or message.edition != view.edition:
             return None
         before = view.sent_state, view.sent_reason, view.epoch
         view.note(message.state, message.epoch, at - 1)
@@ -751,14 +758,14 @@ class Receiver:
         return STATE if before != (view.sent_state, view.sent_reason, view.epoch) else None
 
     def loop_book(self, view, at, message, in_step):
-        if view.definition is None or message.state != LIVE:
+        if view.definition is None or message.flags >> EDITION_SHIFT != view.edition or message.state != LIVE:
             return None, message
         sides = side_views(message)
         if in_step:
             view.refreshes += 1
             if self.is_same(view, message, *sides):
                 return None, message
-        elif message.epoch != view.epoch and at <= view.epoch_at or view.is_unconfirmed(message.epoch):
+        elif message.epoch != view.epoch and at <= view.epoch_at:
             return None, message
         self.taken_from_loop += 1
         after = [kept.message for kept in view.kept if kept.first >= at]
@@ -1025,7 +1032,7 @@ class View:
     """One instrument in one stream."""
 
     __slots__ = ("stream", "instrument_id", "definition", "era", "has_book", "bids", "asks", "pending", "kept",
-                 "usable_from", "epoch_at", "defined_from", "defined_era",
+                 "usable_from", "epoch_at", "edition", "edition_at", "defined_at",
                  "sent_state", "sent_reason", "epoch", "events", "refreshes", "trades", "bbos", "crossed",
                  "last_venue_sequence", "last_trade", "bbo")
 
@@ -1042,8 +1049,9 @@ class View:
         self.kept = deque()            # Kept, INCREMENTs while out of step
         self.usable_from = 0           # a book of the loop that is older lacks something that is not kept
         self.epoch_at = 0              # number of the first message that told the present epoch
-        self.defined_from = 0          # the definition holds from this number on
-        self.defined_era = OUT_OF_STEP       # era of the stream when it was told last
+        self.edition = 0               # that the newest message told; the definition's, where there is one
+        self.edition_at = 0            # number of the first message that told it
+        self.defined_at = 0            # the definition holds from this number on
         self.clear()
 
     def clear(self):
@@ -1081,10 +1089,6 @@ class View:
             self.epoch = epoch
             self.epoch_at = sequence
         self.sent_state = state
-
-    def is_unconfirmed(self, epoch):
-        """True if its definition may have changed in a gap, where a book of this epoch became live, too."""
-        return self.defined_era != self.stream.era and (epoch != self.epoch or self.epoch_at >= self.stream.since)
 
     @property
     def in_step(self):
