@@ -29,7 +29,7 @@ from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.errors import HostError
 from feeder.message import LIVE, STALE
-from feeder.net import PacketReceiver
+from feeder.net import PacketReceiver, UnicastSocket
 from feeder.packet import ALL_INSTRUMENTS, LAST, SNAPSHOT, Bbo, Book, Status, Trade
 from feeder.receiver import Receiver
 from feeder.run import Run, choose_workers
@@ -60,10 +60,17 @@ def multicast():
         pytest.skip(str(error))
 
 
+def free_unicast_port():
+    sock = UnicastSocket()
+    sock.close()
+    return sock.port
+
+
 def made_config(symbols, **keys):
     """The embedded configuration with an address of its own, and `keys` of each venue changed."""
     config = configuration.builtin()
     config.output.group, config.output.port = free_address()
+    config.output.retransmit_port = free_unicast_port()
     config.log.path = ""
     for venue in config.venues:
         venue.symbols = list(symbols)
@@ -162,8 +169,8 @@ class Witness:
         handlers = self.receiver.handlers
         for kind, judge in ((Book, self.judge_book), (Bbo, self.judge_quote), (Trade, self.judge_state),
                             (Status, self.judge_status)):
-            handlers[kind] = lambda channel, message, now_ns, handle=handlers[kind], judge=judge: (
-                handle(channel, message, now_ns), judge(channel, message))
+            handlers[kind] = lambda stream, message, *more, handle=handlers[kind], judge=judge: (
+                handle(stream, message, *more), judge(stream, message))[0]
 
     def join(self, loop, truth):
         self.loop, self.truth = loop, truth
@@ -185,20 +192,20 @@ class Witness:
         if len(self.wrong) < 20:
             self.wrong.append(f"{view.label}: {text}")
 
-    def judge_state(self, channel, message):
+    def judge_state(self, stream, message):
         """Nothing is live but in the epoch of a live snapshot, and an epoch that was declared over never comes back."""
         at = message.instrument_id, message.epoch
         if message.state == LIVE and (self.epochs.get(at[0]) != at[1] or at in self.ended):
-            self.note(channel.views[at[0]], f"live in epoch {at[1]}, which is not that of a snapshot: {message}")
+            self.note(stream.views[at[0]], f"live in epoch {at[1]}, which is not that of a snapshot: {message}")
 
-    def judge_book(self, channel, message):
-        view = channel.views[message.instrument_id]
+    def judge_book(self, stream, message):
+        view = stream.views[message.instrument_id]
         if message.state == LIVE and message.type == SNAPSHOT:
             known = self.epochs.get(message.instrument_id, 0)
             if message.epoch < known:
                 self.note(view, f"epoch {message.epoch} after {known}")
             self.epochs[message.instrument_id] = message.epoch
-        self.judge_state(channel, message)
+        self.judge_state(stream, message)
         if message.state != LIVE or not message.flags & LAST or self.truth is None:
             return
         if view.state != LIVE:
@@ -210,9 +217,9 @@ class Witness:
             self.note(view, f"book at {message.venue_sequence} is not the true one" if true else
                       f"published live at {message.venue_sequence}, where the book never stood")
 
-    def judge_quote(self, channel, message):
-        self.judge_state(channel, message)
-        view = channel.views[message.instrument_id]
+    def judge_quote(self, stream, message):
+        self.judge_state(stream, message)
+        view = stream.views[message.instrument_id]
         if self.truth is None:
             return
         if self.truth.quote((view.venue, view.symbol), message.venue_sequence, view.definition) == (
@@ -221,12 +228,12 @@ class Witness:
         else:
             self.note(view, f"quote at {message.venue_sequence} is not the true one")
 
-    def judge_status(self, channel, message):
+    def judge_status(self, stream, message):
         if message.instrument_id == ALL_INSTRUMENTS:
             return self.statuses.append((message.venue, bool(message.connected), message.text))
         if message.state != LIVE:
             self.ended.add((message.instrument_id, message.epoch))
-            view = channel.views[message.instrument_id]
+            view = stream.views[message.instrument_id]
             self.statuses.append(((view.venue, view.symbol), message.state, message.text))
 
     def assert_clean(self):
@@ -296,7 +303,7 @@ class Rig(Live):
             entry.sequence == truth[0] for entry, truth in zip(self.entries, truths)))
         self.run.publisher.flush()
         sent = self.run.publisher.encoders[0].sequence
-        self.until(lambda: any(channel.expected >= sent for channel in self.witness.receiver.channels.values()))
+        self.until(lambda: any(stream.expected >= sent for stream in self.witness.receiver.streams.values()))
         views = {(view.venue, view.symbol): view for view in self.witness.receiver.views()}
         levels = 0
         for entry, (_, *sides) in zip(self.entries, truths):
@@ -571,7 +578,8 @@ def written_config(folder, child, names=BOTH, **hft):
             write(name + ending, {"venue": name, "websocket_url": info["websocket_url"], "rest_url": info["rest_url"],
                                   "symbols": info["symbols"][:count], "snapshot_limit": 100})
     write("symbol_mapping.json", {})
-    write("hft_config.json", {"output": {"group": group, "port": port}, "log": {"path": "run.log"}, **hft})
+    output = {"group": group, "port": port, "retransmit_port": free_unicast_port(), **hft.pop("output", {})}
+    write("hft_config.json", {"output": output, "log": {"path": "run.log"}, **hft})
     return folder
 
 
@@ -664,6 +672,27 @@ def test_run_and_listen_as_people_use_them(tmp_path, venue_child):
     heard, sent = (json.loads((tmp_path / name).read_text()) for name in ("heard.json", "sent.json"))
     assert heard["gaps_total"] == heard["lost"] == heard["mismatches"] == heard["silences"] == 0
     assert len(heard["instruments"]) == len(sent["instruments"]) == 12
+
+
+@linux
+def test_two_feeders_with_the_same_port_and_tap_the_second_does_without_until_the_first_is_gone(tmp_path, venue_child):
+    shared = {"retransmit_port": free_unicast_port(), "tap": f"test-{os.getpid()}"}
+    one, two = (written_config(tmp_path / name, venue_child, output=shared) for name in ("one", "two"))
+    first = Command(tmp_path, "--config", one, "--log", "")
+    first.wait_for("books 12 live")
+    code, out, err = ended(tmp_path, "--config", two, "--seconds", 1, "--log", "two.log", "--report", "two.json")
+    assert (code, err) == (0, "") and "; NO RETRANSMISSION: cannot bind 127.0.0.1:" in out and "; NO TAP: tap test-" in out
+    report = json.loads((tmp_path / "two.json").read_text())
+    assert report["books"]["live"] == 12 and report["internal_errors"] == 0
+    assert report["retransmission"]["failures"] == report["tap"]["failures"] == 1
+    assert "Address already in use" in report["retransmission"]["error"] and report["snapshot_loop"]["rounds"] > 0
+    assert (tmp_path / "two.log").read_text().count(" WARNING feeder.run: who misses packets cannot ask for them") == 1
+    first.process.kill()
+    assert first.end()[0] == -signal.SIGKILL
+    code, out, err = ended(tmp_path, "--config", two, "--seconds", 1, "--log", "", "--report", "two.json")
+    report = json.loads((tmp_path / "two.json").read_text())
+    assert (code, err, "NO " in out) == (0, "", False) and report["retransmission"]["kept"] > 100
+    assert report["tap"]["records"] >= report["packets"] + report["snapshot_loop"]["packets"] - 50
 
 
 def test_wrong_configuration_ends_with_2_and_names_it(tmp_path, venue_child):

@@ -53,23 +53,23 @@ class SessionWitness(Witness):
 
     session = None
 
-    def renew(self, channel):
-        if channel.session.number != self.session:
-            self.session = channel.session.number
+    def renew(self, stream):
+        if stream.session.number != self.session:
+            self.session = stream.session.number
             self.epochs.clear()
             self.ended.clear()
 
-    def judge_state(self, channel, message):
-        self.renew(channel)
-        super().judge_state(channel, message)
+    def judge_state(self, stream, message):
+        self.renew(stream)
+        super().judge_state(stream, message)
 
-    def judge_book(self, channel, message):
-        self.renew(channel)
-        super().judge_book(channel, message)
+    def judge_book(self, stream, message):
+        self.renew(stream)
+        super().judge_book(stream, message)
 
-    def judge_status(self, channel, message):
-        self.renew(channel)
-        super().judge_status(channel, message)
+    def judge_status(self, stream, message):
+        self.renew(stream)
+        super().judge_status(stream, message)
 
 
 class Rig(Live):
@@ -89,8 +89,8 @@ class Rig(Live):
 
     def views(self):
         """{(venue, symbol): view} of the present session."""
-        channels = self.witness.receiver.channels.values()
-        return {(view.venue, view.symbol): view for channel in channels for view in channel.views.values()
+        streams = self.witness.receiver.streams.values()
+        return {(view.venue, view.symbol): view for stream in streams for view in stream.views.values()
                 if view.definition is not None}
 
     def live(self):
@@ -138,7 +138,7 @@ class Rig(Live):
         for pid in pids:
             with pytest.raises(ProcessLookupError):
                 os.kill(pid, 0)
-        self.until(lambda: all(channel.session.ended for channel in self.witness.receiver.channels.values()), 5)
+        self.until(lambda: all(stream.session.ended for stream in self.witness.receiver.streams.values()), 5)
         self.truth.check()
         self.witness.assert_clean()
         assert report["internal_errors"] == 0 and report["not_sent"] == report["send_errors"] == 0
@@ -250,6 +250,8 @@ def test_a_killed_publisher_comes_back_with_a_new_session_and_all_books():
         report = made.finish(restarts=1)
         assert made.witness.receiver.session_count == 2 and made.witness.session > session
         assert report["processes"]["publish"]["starts"] == 2
+        assert report["retransmission"]["failures"] == 0 and report["retransmission"]["kept"] > 10
+        assert report["snapshot_loop"]["rounds"] > 0 == report["snapshot_loop"]["send_errors"]
         assert [report["processes"][f"worker-{number}"]["starts"] for number in (0, 1)] == [1, 1]
 
 
