@@ -39,7 +39,7 @@ class Run:
         for name in ("snapshot", "increment"):
             setattr(publisher, name, self.noting(getattr(publisher, name), publisher))
         self.replay.file(path)
-        publisher.encoder.flush()
+        publisher.flush()
         self.entries = publisher.entries
 
     def emit(self, datagram):
