@@ -149,7 +149,7 @@ class Run:
 
         publisher.trade = trade
         self.replay.file(path)
-        publisher.encoder.flush()
+        publisher.flush()
         self.report = self.replay.report(1)
 
 
