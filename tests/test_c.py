@@ -64,7 +64,7 @@ CODES = {"MAGIC": packet.MAGIC, "VERSION": packet.VERSION, "NO_INSTRUMENT": pack
          "TRAILER_BYTES": packet.TRAILER_BYTES, "MAX_DATAGRAM_BYTES": packet.MAX_PACKET_BYTES,
          **{name: getattr(packet, name) for name in (
              "HEARTBEAT END SNAPSHOTS RETRANSMITTED SIGNED DEFINITION SNAPSHOT INCREMENT TRADE BBO STATUS PADDING "
-             "ROUND LAST FIRST REFRESH SHARED_BOOK SHARED_TRADE SHARED_BBO").split()}}
+             "ROUND LAST FIRST REFRESH EDITION_SHIFT SHARED_BOOK SHARED_TRADE SHARED_BBO").split()}}
 
 
 def test_the_structures_have_the_sizes_of_ours(tmp_path):
@@ -542,7 +542,7 @@ class Hostile:
         else:
             body = bytes({5: 32, 6: 64, 8: 16}.get(type_, 8 * levels))
         return packet.MESSAGE.pack(
-            type_, 40 + len(body), of, 7, 0, 0, rng.choice((3, 3, 3, 3, 0, 1, 2, 7)),
+            type_, 40 + len(body), of, 7, 0, 0, rng.choice((3, 3, 3, 3, 0, 1, 2, 7)) + 32 * (rng.random() < 0.03),
             rng.choice((1, 3)) if rng.random() < 0.03 else 2,
             rng.choice((0, levels, levels, levels, rng.randrange(levels + 1))) if type_ in (2, 3) else 0,
             rng.choice((0, 2**32 - 1)) if rng.random() < 0.03 else 1) + body
@@ -599,4 +599,4 @@ def test_hostile_datagrams_under_sanitizers(sanitized, limits, seed):
     with Process(sanitized(*limits)) as process:
         summary = attack(process, dice(seed), 20_000)
     assert summary["malformed"] > 1_000 and min(summary["from_sequence"], summary["from_loop"]) > 50
-    assert bool(limits) == (summary["no_memory"] > 5)
+    assert bool(limits) == (summary["no_memory"] > 0)

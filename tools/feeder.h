@@ -34,6 +34,7 @@ enum feeder_type {
     FEEDER_STATUS = 6, FEEDER_PADDING = 7, FEEDER_ROUND = 8
 };
 enum feeder_message_flag { FEEDER_LAST = 1, FEEDER_FIRST = 2, FEEDER_REFRESH = 4 };
+enum { FEEDER_EDITION_SHIFT = 5 };       /* message flags above: the edition */
 enum feeder_state { FEEDER_SYNCING = 1, FEEDER_LIVE = 2, FEEDER_STALE = 3 };
 enum feeder_side { FEEDER_BUY = 1, FEEDER_SELL = 2 };
 enum feeder_shared { FEEDER_SHARED_BOOK = 1, FEEDER_SHARED_TRADE = 2, FEEDER_SHARED_BBO = 4 };

@@ -61,7 +61,7 @@ typedef struct {                        /* an INCREMENT or SNAPSHOT, its parts p
 typedef struct {                        /* an instrument as the snapshot loop tells it, whole */
     uint64_t at;                        /* holds after every message below, and before this one */
     uint32_t instrument_id, epoch;
-    uint8_t state;
+    uint8_t state, edition;
     enum { NOTHING, DEFINED, BEGUN } progress;
     Definition definition;
     Levels bids, asks;
@@ -69,8 +69,8 @@ typedef struct {                        /* an instrument as the snapshot loop te
 
 typedef struct {
     Definition definition;
-    uint32_t definition_era;            /* when it was heard last; 0: never */
-    uint32_t taken_epoch;               /* of the last book taken under this definition; 0: none */
+    bool is_defined;                    /* by a definition of the edition that its last message was of */
+    uint8_t edition;
     uint8_t state;                      /* what its last message said, and that message's number */
     uint32_t epoch;
     uint64_t said_at;
@@ -344,11 +344,9 @@ static bool is_same_book(const Instrument *instrument, const Levels *bids, const
     return is_same_side(&instrument->bids, bids) && is_same_side(&instrument->asks, asks);
 }
 
-static bool is_crossed(const Instrument *instrument) {           /* never published live: a fault, of one of us */
-    bool found = instrument->bids.count && instrument->asks.count
-                 && best(&instrument->bids).price > best(&instrument->asks).price;
-    counts.crossed += found;
-    return found;
+static void count_crossed(const Instrument *instrument) {       /* published only while the venue has an auction */
+    counts.crossed += instrument->bids.count && instrument->asks.count
+                      && best(&instrument->bids).price > best(&instrument->asks).price;
 }
 
 /* The same but for tick and lot: its integers are of the same scale. */
@@ -360,15 +358,20 @@ static bool is_same_definition(const Definition *one, const Definition *other) {
            && !memcmp(one->name, other->name, sizeof one->name);
 }
 
-static void define(Channel *channel, Instrument *instrument, const Definition *definition) {
-    if (instrument->definition_era && !is_same_definition(&instrument->definition, definition)) {
-        clear_levels(&instrument->bids);
-        clear_levels(&instrument->asks);
-        instrument->has_book = false;
-        instrument->era = instrument->taken_epoch = 0;
-    }
+static void forget_book(Instrument *instrument) {
+    clear_levels(&instrument->bids);
+    clear_levels(&instrument->asks);
+    clear_event(&instrument->parts);
+    instrument->has_book = false;
+    instrument->era = 0;
+}
+
+static void define(Instrument *instrument, const Definition *definition, uint8_t edition) {
+    if (instrument->is_defined && !is_same_definition(&instrument->definition, definition))
+        forget_book(instrument);
     instrument->definition = *definition;
-    instrument->definition_era = channel->era;
+    instrument->edition = edition;
+    instrument->is_defined = true;
 }
 
 /* -- what the snapshot loop told, and INCREMENTs kept for it ------------------------------------------------------ */
@@ -408,7 +411,7 @@ static bool take(Channel *channel, Instrument *instrument, Copy *copy) {
         return false;                                            /* something is missing since */
     if (instrument->said_at >= copy->at && (instrument->state != FEEDER_LIVE || instrument->epoch != copy->epoch))
         return false;                                            /* the book is another one by now */
-    define(channel, instrument, &copy->definition);
+    define(instrument, &copy->definition, copy->edition);
     instrument->era = 0;
     if (!replace(instrument, &copy->bids, &copy->asks))
         return false;
@@ -420,12 +423,11 @@ static bool take(Channel *channel, Instrument *instrument, Copy *copy) {
                 return false;
         }
     }
-    if (is_crossed(instrument))
-        return false;
+    count_crossed(instrument);
     forget_kept(instrument);
     clear_event(&instrument->parts);
     instrument->state = FEEDER_LIVE;
-    instrument->epoch = instrument->taken_epoch = copy->epoch;
+    instrument->epoch = copy->epoch;
     instrument->era = channel->era;
     counts.from_loop++;
     return true;
@@ -453,7 +455,7 @@ static void offer(Channel *channel, Instrument *instrument, Copy *copy) {
     }
     if (copy->state != FEEDER_LIVE) {                            /* no book now, but its definition is worth having */
         if (copy->at >= channel->era_from && copy->at >= instrument->complete_from && copy->at <= channel->expected)
-            define(channel, instrument, &copy->definition);
+            define(instrument, &copy->definition, copy->edition);
     } else if (copy->at > channel->expected) {
         stop_waiting(channel, instrument);
         instrument->waiting = *copy;
@@ -491,6 +493,10 @@ static size_t body_bytes(unsigned type) {                        /* of a type of
 static bool has_state(const Message *message) {
     return (message->type >= FEEDER_SNAPSHOT && message->type <= FEEDER_BBO)
            || (message->type == FEEDER_STATUS && message->instrument_id != FEEDER_NO_INSTRUMENT);
+}
+
+static uint8_t edition_of(const Message *message) {
+    return message->flags >> FEEDER_EDITION_SHIFT;
 }
 
 static bool valid_message(const Message *message, const unsigned char *body) {
@@ -612,13 +618,16 @@ static void on_message(Channel *channel, uint64_t number, const Message *message
     if (message->type == FEEDER_DEFINITION) {
         Definition definition;
         memcpy(&definition, body, sizeof definition);
-        if (instrument->definition_era && !is_same_definition(&instrument->definition, &definition)) {
-            clear_event(&instrument->parts);
+        if (instrument->is_defined && !is_same_definition(&instrument->definition, &definition)) {
             forget_kept(instrument);
             instrument->complete_from = number + 1;
         }
-        define(channel, instrument, &definition);
+        define(instrument, &definition, edition_of(message));
         return;
+    }
+    if (instrument->is_defined && instrument->edition != edition_of(message)) {      /* the new DEFINITION was lost */
+        forget_book(instrument);
+        instrument->is_defined = false;
     }
     if (message->state != FEEDER_LIVE || instrument->state != FEEDER_LIVE || message->epoch != instrument->epoch)
         instrument->era = 0;
@@ -637,11 +646,9 @@ static void on_message(Channel *channel, uint64_t number, const Message *message
     if (event->type == FEEDER_INCREMENT) {
         if (instrument->era != channel->era && has_loop)
             keep(channel, instrument);
-        else if (instrument->era == channel->era && (!apply(instrument, event) || is_crossed(instrument)))
+        else if (instrument->era == channel->era && !apply(instrument, event))
             instrument->era = 0;
-    } else if (instrument->definition_era == channel->era
-               || (instrument->definition_era && instrument->taken_epoch == message->epoch)) {
-        /* Not with a definition from before a gap, unless the epoch proves that no other was in the gap. */
+    } else if (instrument->is_defined) {
         if (instrument->era == channel->era && message->flags & FEEDER_REFRESH
             && !is_same_book(instrument, &event->bids, &event->asks)) {
             counts.mismatched++;
@@ -651,16 +658,16 @@ static void on_message(Channel *channel, uint64_t number, const Message *message
         }
         counts.from_sequence += instrument->era != channel->era;
         instrument->era = 0;
-        if (replace(instrument, &event->bids, &event->asks) && message->state == FEEDER_LIVE
-            && !is_crossed(instrument)) {
+        if (replace(instrument, &event->bids, &event->asks) && message->state == FEEDER_LIVE) {
             instrument->era = channel->era;
-            instrument->taken_epoch = message->epoch;
             forget_kept(instrument);
         }
     }
     clear_event(event);
-    if (instrument->era == channel->era)
+    if (instrument->era == channel->era) {
+        count_crossed(instrument);
         show_best(channel, instrument);
+    }
 }
 
 static Channel *open_channel(const Packet *packet, uint64_t expected) {
@@ -750,12 +757,13 @@ static void on_loop(const Packet *packet, const unsigned char *data) {
             clear_copy(copy);
             copy->at = packet->sequence;
             copy->instrument_id = message.instrument_id;
+            copy->edition = edition_of(&message);
             copy->progress = DEFINED;
             memcpy(&copy->definition, body, sizeof copy->definition);
             continue;
         }
         if ((message.type != FEEDER_SNAPSHOT && message.type != FEEDER_STATUS) || copy->progress == NOTHING
-            || copy->instrument_id != message.instrument_id)
+            || copy->instrument_id != message.instrument_id || copy->edition != edition_of(&message))
             continue;
         if (message.type == FEEDER_SNAPSHOT) {
             bool is_first = message.flags & FEEDER_FIRST;
@@ -813,7 +821,7 @@ static void summary(bool with_books) {
         Channel *channel = channels[number];
         for (size_t id = 0; channel && id < channel->room; id++) {
             Instrument *instrument = channel->instruments[id];
-            if (!instrument || !instrument->definition_era)
+            if (!instrument || !instrument->is_defined)
                 continue;
             bool is_live = instrument->era == channel->era && is_heard(channel);
             instruments++;
