@@ -90,6 +90,7 @@ class Receiver:
         self.seal = seal
         self.keep = keep
         self.streams = {}              # (channel, session) -> Stream
+        self.closed = {}               # key -> number expected, of streams that were dropped: should one go on after all
         self.lines = {}                # line -> Line
         self.waiting = set()           # streams with a gap that is not declared yet
         self.packets = 0               # of the sequence, that were whole, whatever became of them
@@ -298,6 +299,10 @@ class Receiver:
                 path.line.silent = False
                 yield Heard(LINE_BACK, None, 0, None, path.line)
         order = stream.order
+        if packet.sequence < order.expected == stream.session.first < packet.sequence + packet.message_count:
+            if path is not None and path.next == packet.sequence:
+                path.next = order.expected
+            packet = rest(packet, order.expected)    # we joined by the loop, while this packet was being filled
         first, count = packet.sequence, packet.message_count
         place = order.place(first, count)
         if count and place == DUPLICATE:
@@ -440,7 +445,7 @@ class Receiver:
             path = self.lines[line].paths[number] = Path(self.lines[line])
             expected = packet.sequence
         else:
-            expected = 1 if session != path.session else packet.sequence
+            expected = packet.sequence if session == path.session else 1
             old = path.stream
             if old is not None:
                 old.is_left = True
@@ -450,11 +455,12 @@ class Receiver:
                     yield from self.close(old, now_ns)
         if stream is None:
             stream = self.open(number, session, expected, now_ns)
-            yield Heard(SESSION, stream, expected, None, stream.session)
+            yield Heard(SESSION, stream, stream.expected, None, stream.session)
         path.take(stream, expected)
         return path
 
     def open(self, channel, number, expected, now_ns):
+        expected = self.closed.pop((channel, number), expected)
         session = Session(channel, number, expected, now_ns)
         self.sessions.append(session)
         self.session_count += 1
@@ -480,6 +486,9 @@ class Receiver:
         stream.order.give_up(0, BEYOND)
         yield from self.run(stream, now_ns)
         del self.streams[stream.key]
+        self.closed[stream.key] = stream.expected
+        if len(self.closed) > MAX_STREAMS:
+            del self.closed[next(iter(self.closed))]
         stream.is_over = True
         for path in stream.paths:
             path.stream = None
@@ -681,7 +690,7 @@ class Receiver:
                 self.loop_unused += 1
                 return None
             stream = self.open(*key, packet.sequence, now_ns)
-            yield Heard(SESSION, stream, packet.sequence, None, stream.session)
+            yield Heard(SESSION, stream, stream.expected, None, stream.session)
         if stream.loop_number is not None:
             step = packet.loop - stream.loop_number & 0xFFFFFFFF
             if not 0 < step < 2**31:
@@ -841,6 +850,12 @@ def with_unknown(packet, datagram):
         messages.append(next(known) if kind in TYPE_NAMES else Unknown(instrument_id, kind))
         at += length
     return packet._replace(messages=messages)
+
+
+def rest(packet, first):
+    """Return the packet without what is before message number `first`."""
+    less = first - packet.sequence
+    return packet._replace(sequence=first, message_count=packet.message_count - less, messages=packet.messages[less:])
 
 
 class Session:

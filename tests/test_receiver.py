@@ -1,13 +1,14 @@
 """The receiver against plain truth: a publisher that remembers every book at every sequence, and a bad network."""
 
+import heapq
 import random
 
 import pytest
 
-from feeder import packet, receiver, reorder
+from feeder import packet, receiver
 from feeder.instrument import Instrument
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
-from feeder.packet import INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, OrderBookItem
+from feeder.packet import EDITION_SHIFT, INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, LoopEncoder, OrderBookItem, Trade
 from feeder.publish import Publisher as RealPublisher
 from feeder.receiver import Gap, Receiver, exhaust
 
@@ -18,22 +19,28 @@ START = 1_700_000_000 * SECOND
 class Publisher:
     """Real Encoder output of a random market, and the truth beside it.
 
-    `history[instrument_id]` is [(sequence after the event's last message, state, bids, asks)].
+    `history[instrument_id]` is [(sequence after the event's last message, state, bids, asks)]; `loops` are the datagrams of
+    its snapshot loop.
     """
 
-    def __init__(self, session, dice, count=4, depth=5, packet_bytes=256, channel=3):
+    def __init__(self, session, dice, count=4, depth=5, packet_bytes=256, channel=3, seal=None):
         self.dice = dice
         self.depth = depth
         self.now_ns = START
         self.datagrams = []
         self.encoder = Encoder(session, channel, lambda view: self.datagrams.append(bytes(view)),
-                               lambda: self.now_ns, packet_bytes)
+                               lambda: self.now_ns, packet_bytes, seal)
+        self.loops = []
+        self.loop = LoopEncoder(session, channel, lambda view: self.loops.append(bytes(view)), lambda: self.now_ns,
+                                packet_bytes, seal, lambda: self.encoder.sequence + self.encoder.count)
+        self.rounds = 0
+        self.editions = [0] * count
         self.instruments = [Instrument(number, "binance_spot", f"COIN{number}USDT", f"COIN{number}/USDT", 2, 3,
                                        depth if number else 0) for number in range(count)]
         self.books = [({}, {}) for _ in range(count)]
         self.epochs = [0] * count
         self.states = [SYNCING] * count
-        self.history = [[(1, SYNCING, [], [])] for _ in range(count)]
+        self.history = [[(1, SYNCING, [], [], -8)] for _ in range(count)]
 
     def window(self, number):
         bids, asks = self.books[number]
@@ -43,17 +50,52 @@ class Publisher:
 
     def remember(self, number):
         encoder = self.encoder
-        self.history[number].append((encoder.sequence + encoder.count, self.states[number], *self.window(number)))
+        self.history[number].append((encoder.sequence + encoder.count, self.states[number], *self.window(number),
+                                     self.instruments[number].price_exponent))
+
+    def flags(self, number):
+        return self.editions[number] << EDITION_SHIFT
 
     def define(self):
-        for instrument in self.instruments:
-            self.encoder.definition(instrument, tick=10**6, lot=10**5)
+        for number in range(len(self.instruments)):
+            self.define_one(number, self.encoder)
+
+    def define_one(self, number, encoder):
+        encoder.definition(self.instruments[number], tick=10**6, lot=10**5, flags=LAST | self.flags(number))
 
     def snapshot(self, number, more_flags=0):
         bids, asks = self.window(number)
         self.encoder.levels(SNAPSHOT, number, self.states[number], self.epochs[number], 77, START, self.now_ns,
-                            flat(bids), flat(asks), more_flags)
+                            flat(bids), flat(asks), more_flags | self.flags(number))
         self.remember(number)
+
+    def repeat(self, number):
+        """What the snapshot loop says of an instrument now."""
+        self.define_one(number, self.loop)
+        state, epoch = self.states[number], self.epochs[number]
+        if state == LIVE:
+            bids, asks = self.window(number)
+            self.loop.levels(SNAPSHOT, number, state, epoch, 77, 0, self.now_ns, flat(bids), flat(asks),
+                             REFRESH | self.flags(number))
+        else:
+            self.loop.status(number, state, epoch, 5, self.now_ns, REASON_CODES["gap"], flags=LAST | self.flags(number))
+        self.loop.flush()
+
+    def round(self, *numbers):
+        """A round of the loop, at one moment."""
+        self.rounds += 1
+        self.loop.round(self.rounds, len(self.instruments))
+        for number in numbers or range(len(self.instruments)):
+            self.repeat(number)
+
+    def rescale(self, number):
+        """Exponents change: the book is not live until it is told anew."""
+        if self.states[number] == LIVE:
+            self.go_stale(number)
+        self.instruments[number].price_exponent = -17 - self.instruments[number].price_exponent      # -8 and -9 in turn
+        self.editions[number] = (self.editions[number] + 1) % 8
+        self.define_one(number, self.encoder)
+        self.go_live(number)
 
     def go_live(self, number):
         dice = self.dice
@@ -65,7 +107,8 @@ class Publisher:
 
     def go_stale(self, number):
         self.states[number] = STALE
-        self.encoder.status(number, STALE, self.epochs[number], 5, self.now_ns, REASON_CODES["gap"])
+        self.encoder.status(number, STALE, self.epochs[number], 5, self.now_ns, REASON_CODES["gap"],
+                            flags=LAST | self.flags(number))
         self.remember(number)
 
     def change(self, number):
@@ -79,7 +122,7 @@ class Publisher:
                 del side[price]
         changes = map(differences, before, self.window(number))
         self.encoder.levels(INCREMENT, number, LIVE, self.epochs[number], self.encoder.sequence, START,
-                            self.now_ns, *changes)
+                            self.now_ns, *changes, self.flags(number))
         self.remember(number)
 
     def step(self):
@@ -92,9 +135,9 @@ class Publisher:
         elif choice < 0.02:
             self.go_stale(number)
         elif choice < 0.15:
-            self.encoder.trade(*common, 12345, 5, 7, 1)
+            self.encoder.trade(*common, 12345, 5, 7, 1, LAST | self.flags(number))
         elif choice < 0.25:
-            self.encoder.bbo(*common, 5, 7, 8, 9)
+            self.encoder.bbo(*common, 5, 7, 8, 9, LAST | self.flags(number))
         elif choice < 0.27:
             self.refresh()
         elif choice < 0.30:
@@ -110,7 +153,7 @@ class Publisher:
             self.snapshot(number, REFRESH)
 
     def truth(self, number, expected):
-        """Return (state, bids, asks) for someone who has everything before sequence `expected`."""
+        """Return (state, bids, asks, price exponent) for someone who has everything before sequence `expected`."""
         return [entry for entry in self.history[number] if entry[0] <= expected][-1][1:]
 
 
@@ -146,13 +189,18 @@ def check_books(heard, publisher):
     live = 0
     stream = heard.streams[publisher.encoder.channel, publisher.encoder.session]
     for number, view in stream.views.items():
-        state, bids, asks = publisher.truth(number, stream.expected)
         if view.state == LIVE:
-            assert state == LIVE
-            assert view.bids.levels() == bids
-            assert view.asks.levels() == asks
+            check_view(view, publisher, stream.expected)
             live += 1
     return live
+
+
+def check_view(view, publisher, expected):
+    state, bids, asks, price_exponent = publisher.truth(view.instrument_id, expected)
+    assert state == LIVE
+    assert view.bids.levels() == bids
+    assert view.asks.levels() == asks
+    assert view.definition.price_exponent == price_exponent
 
 
 @pytest.mark.parametrize("loss, duplication, reorder", [
@@ -501,3 +549,124 @@ def test_latencies():
     assert heard.send_latency.max == 5_000
     assert (heard.venue_latency.count, heard.venue_latency.max) == (1, 1_005_000)
     assert heard.views()[0].bbo.ask == OrderBookItem(6, 8)
+
+
+# -- lines, holds, asking again, the snapshot loop -------------------------------------------------------------
+
+
+class Judge:
+    """Takes Heard one by one; each must be true the moment it comes, and in order."""
+
+    def __init__(self, listener, publishers):
+        self.listener = listener
+        self.publishers = {(publisher.encoder.channel, publisher.encoder.session): publisher for publisher in publishers}
+        self.at = {}                               # stream key -> number of the last event
+        self.counts = dict.fromkeys(range(len(receiver.KINDS)), 0)
+        self.taken = self.lives = 0
+
+    def take(self, all_heard):
+        for heard in all_heard:
+            self.counts[heard.kind] += 1
+            stream = heard.stream
+            if stream is None:
+                continue
+            publisher = self.publishers[stream.key]
+            if heard.kind == receiver.BOOK:
+                assert heard.view.in_step and heard.message.flags & LAST
+                is_loop = heard.message.flags & REFRESH and heard.sequence == stream.expected
+                self.taken += bool(is_loop)
+                check_view(heard.view, publisher, heard.sequence + (not is_loop))
+                if heard.message.type == SNAPSHOT:
+                    assert (heard.view.bids.flat(), heard.view.asks.flat()) == (heard.message.bids, heard.message.asks)
+            if heard.kind in (receiver.GAP, receiver.TRADE, receiver.BBO):
+                assert heard.sequence > self.at.get(stream.key, 0)
+                self.at[stream.key] = heard.sequence if heard.kind != receiver.GAP else heard.message.last
+        for stream in self.listener.streams.values():
+            stream.order.check()
+            session = stream.session
+            assert session.messages - session.late + session.missed == stream.expected - session.first
+            for view in stream.views.values():
+                if view.state == LIVE:
+                    check_view(view, self.publishers[stream.key], stream.expected)
+                    self.lives += 1
+        kept = sum(receiver.weight(kept.message) for stream in self.listener.streams.values()
+                   for view in stream.views.values() for kept in view.kept)
+        ahead = sum(receiver.weight(ahead[2]) for stream in self.listener.streams.values() for ahead in stream.ahead)
+        assert self.listener.kept_numbers == kept + ahead
+
+
+def storm(seed):
+    """One publisher on one or two lines and a loop, all bad; perhaps somebody who has every packet to ask for."""
+    dice = random.Random(seed)
+    publisher = Publisher(START, dice, packet_bytes=dice.choice((256, 256, 1472)))
+    line_count = dice.choice((1, 1, 2, 3))
+    hold_ns = dice.choice((0, 0, 3_000_000, 20_000_000))
+    losses = [dice.choice((0, 0.01, 0.1, 0.3)) for _ in range(line_count)]
+    loop_loss, jitter_ns = dice.choice((0, 0.2)), dice.choice((1, 2_000_000, 9_000_000))
+    asks = hold_ns and dice.random() < 0.5
+    heard = Receiver(hold_ns=hold_ns, keep=dice.choice((0, 2, 512)))
+    judge = Judge(heard, [publisher])
+    queue, given, order = [], {}, 0                # (when, order, datagram, line)
+
+    def send(datagram, line, loss, calm=False):
+        nonlocal order
+        order += 1
+        if calm or dice.random() >= loss:
+            delay_ns = 1 if calm else dice.randrange(1, jitter_ns + 1)
+            heapq.heappush(queue, (publisher.now_ns + delay_ns, order, datagram, line))
+
+    def deliver(until_ns):
+        while queue and queue[0][0] <= until_ns:
+            now_ns, _, datagram, line = heapq.heappop(queue)
+            while heard.deadline_ns is not None and heard.deadline_ns <= now_ns:
+                judge.take(heard.tick(heard.deadline_ns))
+            judge.take(heard.heard(memoryview(bytearray(datagram)), now_ns, line))
+            for channel, session, first, last in heard.wanted(now_ns) if asks else ():
+                assert (channel, session) == publisher.loop_key
+                for number in [number for number in given if first <= number <= last]:
+                    again = bytearray(given[number])
+                    again[5] |= packet.RETRANSMITTED
+                    if dice.random() < 0.2:
+                        judge.take(heard.heard(again, now_ns, None))
+                if dice.random() < 0.1:
+                    judge.take(heard.give_up(channel, session, first, last, now_ns))
+
+    publisher.loop_key = 3, START
+    for step in range(900):
+        is_calm = step >= 800
+        if step == 800:
+            queue = [item for item in queue if item[3] is not None]
+        publisher.step()
+        if dice.random() < 0.01:
+            publisher.rescale(dice.randrange(4))
+        if dice.random() < 0.15:
+            publisher.repeat(dice.randrange(4))
+        if is_calm and step % 20 == 0:
+            publisher.round()
+        for datagram in publisher.datagrams:
+            given[packet.decode(datagram).sequence] = datagram
+            for line, loss in enumerate(losses):
+                send(datagram, line, loss, is_calm)
+        for datagram in publisher.loops:
+            for line in range(dice.choice((1, line_count))):
+                send(datagram, line, loop_loss, is_calm)
+        publisher.datagrams.clear()
+        publisher.loops.clear()
+        deliver(publisher.now_ns)
+    publisher.encoder.heartbeat()
+    publisher.round()
+    for datagram in publisher.datagrams + publisher.loops:
+        send(datagram, 0, 0, True)
+    deliver(publisher.now_ns + 10**9)
+    judge.take(heard.tick(publisher.now_ns + 10**9))
+    assert check_books(heard, publisher) == publisher.states.count(LIVE)
+    assert [stream.expected for stream in heard.streams.values()] == [publisher.encoder.sequence]
+    assert heard.mismatches == heard.crossed == 0, heard.last_mismatch
+    assert heard.errors == {} and heard.kept_numbers == 0
+    return heard, judge
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_storm(seed):
+    print(f"seed {seed}")
+    storm(seed)
