@@ -85,3 +85,43 @@ def test_what_a_killed_run_left_is_swept(tmp_path):
         path.write_bytes(b"")
     shm.sweep(tmp_path)
     assert sorted(tmp_path.iterdir()) == sorted((alive, foreign, strange))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd and its seals are Linux's")
+def test_readers_can_neither_write_nor_cut():
+    made = shm.create(8192)
+    fd = shm.for_readers(made)
+    reader = shm.from_writer(os.dup(fd))
+    made.buffer[5] = 7
+    assert reader.buffer[5] == 7
+    with pytest.raises(TypeError):
+        reader.buffer[5] = 8
+    with pytest.raises(OSError):
+        shm.Segment(fd)                              # read-only
+    again = os.open(f"/proc/self/fd/{fd}", os.O_RDWR)
+    for writable in (again, made.fd):
+        with pytest.raises(OSError):
+            shm.Segment(writable)                    # sealed, whoever it is
+        with pytest.raises(OSError):
+            os.ftruncate(writable, 4096)
+        with pytest.raises(OSError):
+            os.write(writable, b"x")
+    for each in (fd, again):
+        os.close(each)
+    reader.close()
+    made.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memfd and its seals are Linux's")
+def test_what_is_no_segment_is_not_taken(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(8192))
+    unsealed = shm.create(8192)
+    empty = os.memfd_create("empty", os.MFD_ALLOW_SEALING)
+    os.close(shm.for_readers(type("Held", (), {"fd": empty})))
+    for fd in (os.open(path, os.O_RDONLY), os.dup(unsealed.fd), empty):
+        with pytest.raises(OSError, match="not a segment of a writer"):
+            shm.from_writer(fd)
+        with pytest.raises(OSError):
+            os.fstat(fd)                             # closed
+    unsealed.close()
