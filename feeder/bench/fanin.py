@@ -151,7 +151,8 @@ def published(parts, count):
     """Return what a receiver knows after each message of its instrument: {the message's number: book, trade, quote}."""
     receiver = Receiver()
     venue, flush, schedule = new_parts(parts, count, lambda view: receiver.receive(view, 0))
-    views = receiver.channels[0].views
+    stream, = receiver.streams.values()
+    views = stream.views
     found = {}
     for at, (number, payload) in enumerate(schedule):
         venue.decode(payload, 1)

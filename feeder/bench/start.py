@@ -121,7 +121,7 @@ def heard(listener, start_ns):
     while listener.wait(found, deadline_ns):
         datagram, at_ns = found.pop()
         receiver.receive(datagram, at_ns)
-        for channel in receiver.channels.values():
+        for channel in receiver.streams.values():
             if channel.session.number < start_ns:    # of another one on the same group
                 continue
             first_ns = first_ns or at_ns

@@ -187,7 +187,8 @@ class Rig:
         if self.receiver.lost or self.receiver.mismatches or not self.is_live():
             raise BenchError(f"wire: {self.receiver.lost} messages lost, {self.receiver.mismatches} mismatches, "
                              f"live: {self.is_live()}")
-        view = self.receiver.channels[0].views[0]
+        stream, = self.receiver.streams.values()
+        view = stream.views[0]
         depth = view.definition.depth
         if stop not in self.books:
             self.books[stop] = self.book_after(stop, depth)
@@ -282,8 +283,7 @@ class Rig:
         found.clear()
 
     def is_live(self):
-        channel = self.receiver.channels.get(0)
-        return channel is not None and 0 in channel.views and channel.views[0].state == LIVE
+        return any(0 in stream.views and stream.views[0].state == LIVE for stream in self.receiver.streams.values())
 
     def book_after(self, stop, depth):
         """Return (bids, asks) after so many messages, in memory."""
@@ -292,7 +292,8 @@ class Rig:
         for payload in self.traffic.messages[:stop]:
             venue.decode(payload, 1)
         pipeline.encoder.flush()
-        view = receiver.channels[0].views[0]
+        stream, = receiver.streams.values()
+        view = stream.views[0]
         return view.bids.levels(depth), view.asks.levels(depth)
 
     # -- figures ---------------------------------------------------------------------------------------------
