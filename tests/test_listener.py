@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,9 @@ from feeder import Listener
 from feeder.clock import SECOND, steady_ns
 from feeder.endpoint import Endpoint
 from feeder.errors import ConfigError, HostError
-from feeder.events import Book, Definition, Dropped, Gap, Line, Quote, Session, Silence, State, Switch, Trade
-from feeder.net import PacketReceiver, UnicastSocket, sockets
+from feeder.events import Book, Definition, Dropped, Gap, Line, Session, Silence, State, Switch, Trade
+from feeder.net import PacketReceiver, UnicastSocket
+from feeder.net.handover import TapServer
 from feeder.pcap import Reader
 
 A, B = "239.192.77.6", "239.192.77.7"
@@ -524,3 +526,30 @@ def test_a_program_of_its_own_ends_by_signal_and_says_nothing_else():
             out, err = child.communicate()
         timer.cancel()
     assert (child.returncode, err) == (0, "") and json.loads(out)["datagrams"] == 0
+
+
+@linux
+def test_a_tap_is_one_more_line():
+    """Shared memory instead of the network, or beside it; a reader that was overrun knows who was too slow."""
+    name = f"feeder-test-{os.getpid()}"
+    server = TapServer(name, 1 << 10)
+    with closing(server), Listener((), tap=name) as listener, Outlet([]) as outlet:
+        emit = outlet.encoder.emit
+        outlet.encoder.emit = lambda datagram: (emit(datagram), server.write(datagram))
+        listener.inlet.loop.register(server, read=server.accept)
+        until_open = steady_ns() + 10 * SECOND
+        while not listener.inlet.tap.client.is_open:
+            assert listener.next(0.01) is None and steady_ns() < until_open
+        outlet.open()
+        for number in range(100):
+            outlet.change(number % 2)
+        events = rest(listener)
+        assert [event.venue_sequence for event in of(events, Book)[2:]] == list(range(101, 201))
+        check(of(events, Book)[-1], outlet)
+        for _ in range(1000):            # of 4 slots each: four rings
+            outlet.change()
+        rest(listener)
+        outlet.change()
+        gap, = of(rest(listener), Gap)
+        line, = listener.stats()["lines"]
+        assert gap.cause == "consumer" and gap.message_count == 2 * 1000 and line["overruns"] == 1
