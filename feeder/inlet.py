@@ -155,15 +155,15 @@ class Recording:
     """The pcap file of all that came by lines and loops."""
 
     def __init__(self, path):
-        try:
-            self.file = open(path, "wb")
-            self.file.write(pcap.HEADER)
-            self.file.flush()
-        except OSError as error:
-            raise HostError(f"pcap file {path}: {error.strerror}") from None
         self.path = path
         self.count = 0
         self.error = ""
+        try:
+            with open(path, "wb") as file:             # refused now, not when the first buffer is full
+                file.write(pcap.HEADER)
+            self.file = open(path, "ab")
+        except OSError as error:
+            raise HostError(f"pcap file {path}: {error.strerror}") from None
 
     def add(self, now_ns, endpoint, datagram):
         if not self.error:
@@ -174,8 +174,9 @@ class Recording:
                 self.failed(error)
 
     def failed(self, error):
-        self.error = error.strerror
-        log.error("pcap file %s: %s; it ends after %d datagrams", self.path, self.error, self.count)
+        if not self.error:
+            self.error = error.strerror
+            log.error("pcap file %s: %s; it ends after %d datagrams or before", self.path, self.error, self.count)
 
     def close(self):
         try:
