@@ -31,6 +31,7 @@ from feeder.packet import DEFAULT_PACKET_BYTES, END, MAGIC, MAX_PACKET_BYTES, PA
 from feeder.screen import Screen, interruptible, size_text
 
 BATCH = 256                  # datagrams of a line, then the others have their turn
+REQUESTS = 8                 # answered in one turn: up to 512 packets, 2 ms
 BUFFER_BYTES = 65_536        # no datagram is longer
 SILENCE_NS = 3 * SECOND      # docs/protocol.md: the publisher is gone
 SECRET_BYTES = 32
@@ -245,7 +246,7 @@ class Retransmitter:
     def serve(self):
         for line in self.lines:
             self.hear(line)
-        self.socket.serve(self.server.receive, steady_ns)
+        self.socket.serve(self.server.receive, steady_ns, REQUESTS)
 
     def refresh(self):
         self.loop.call_after(self.screen.interval_ns, self.refresh)

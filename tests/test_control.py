@@ -1,12 +1,11 @@
 """Retransmission without a network: the page's table, the store against a deque, a server that is lied to, a client
 through a bad link; time is a number.
 
-Longer, with a seed of one's own: `python3 -m tests.test_control 100000 7`; what it costs: `... measure`.
+More, from a seed of one's own on: `python3 -m tests.test_control 1000 7`.
 """
 
 import heapq
 import hmac
-import random
 import struct
 import sys
 from collections import Counter, deque
@@ -15,7 +14,7 @@ from itertools import islice
 import pytest
 
 from feeder import packet
-from feeder.clock import MILLISECOND, SECOND, cpu_ns
+from feeder.clock import MILLISECOND, SECOND
 from feeder.control import Client, Control, Server, Store, is_control, parse_networks
 from feeder.control import datagram as words
 from feeder.control.bucket import Bucket
@@ -799,49 +798,9 @@ def test_long():
         attack(seed, 5_000, SEAL if seed & 1 else None)
 
 
-# -- as a module ---------------------------------------------------------------------------------------------
-
-def measure():
-    """Print what an add and an answer cost, in CPU time of this thread, and beside them a plain dict and deque."""
-    def best(work, count, rounds=7):
-        costs = []
-        for _ in range(rounds):
-            start_ns = cpu_ns()
-            work()
-            costs.append(cpu_ns() - start_ns)
-        return min(costs) / count
-    for each in (1, 5, 19):
-        feed = [memoryview(data) for data in datagrams([each] * 8192)]
-        stores = iter([Store(8192, 1472) for _ in range(7)])
-        plain = iter([deque(maxlen=8192) for _ in range(7)])
-
-        def fill():
-            add = next(stores).add
-            for data in feed:
-                add(data)
-
-        def keep():
-            append = next(plain).append
-            for data in feed:
-                append(bytes(data))
-        print(f"Store.add of {len(feed[0])} bytes: {best(fill, 8192):.0f} ns; bytes() into a deque: "
-              f"{best(keep, 8192):.0f} ns")
-    server = a_server(8192, 3, packets_per_second=10**9, asker_packets_per_second=10**9)
-    token = server.token(HOME, 0)
-    for name, count, asked in (("1 packet", 1, token), ("64 packets", 190, token), ("a challenge", 1, NO_TOKEN)):
-        data = [encode(GOOD._replace(first=dice.randrange(1, 24_000), count=count, token=asked))
-                for dice in [random.Random(1)] for _ in range(200)]
-        cost = best(lambda: [server.receive(each, HOME, 0) for each in data], len(data))
-        print(f"a request answered by {name}: {cost / 1000:.1f} us")
-
-
 if __name__ == "__main__":
-    if sys.argv[1:] == ["measure"]:
-        measure()
-    else:
-        for turn in range(int(sys.argv[1])):
-            seed_of_turn = int(sys.argv[2]) + turn
-            play_store(random.Random(seed_of_turn), 200)
-            fuzz_server(seed_of_turn, 1_000)
-            fuzz_client(seed_of_turn, 500)
-            attack(seed_of_turn, 2_000, None)
+    for seed_of_turn in range(int(sys.argv[2]), int(sys.argv[2]) + int(sys.argv[1])):
+        play_store(dice_of(seed_of_turn), 200)
+        fuzz_server(seed_of_turn, 1_000)
+        fuzz_client(seed_of_turn, 500)
+        attack(seed_of_turn, 2_000, None)

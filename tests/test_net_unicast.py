@@ -79,7 +79,8 @@ def test_a_full_buffer_is_a_drop_and_a_reset_is_no_end(caplog):
         sock._sendto = Refusing([BlockingIOError()])
         assert not sock.send(b"x", ("127.0.0.1", 9)) and (sock.dropped, sock.errors) == (1, 0)
         sock._recvfrom_into = Refusing([ConnectionResetError(10054, "reset"), (3, ("127.0.0.1", 9))])
-        assert sock.receive_into(bytearray(9)) == (3, ("127.0.0.1", 9)) and sock.errors == 1
+        assert sock.receive_into(bytearray(9)) is None and sock.errors == 1
+        assert sock.receive_into(bytearray(9)) == (3, ("127.0.0.1", 9))
 
 
 def test_a_port_that_is_taken_and_an_address_that_is_not_ours():

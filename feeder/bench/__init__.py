@@ -5,7 +5,7 @@ reference are timed in turn, A B A B; the figure is the median of the rounds' ra
 apart. Every bench names its scenario, warms up, repeats, and checks its answer. The recordings are used where they
 are (FEEDER_CAPTURES, default ../shared/data), else messages of the venue twin, and the report says which.
 
-    measure     how it is timed       machines          fixed, frame, decode, book, packet: each alone
+    measure     how it is timed       machines          fixed, frame, decode, book, packet, store: each alone
     traffic     what is fed           pipeline, ring    put together, in memory
     peers       who stands round      fanin             from 1 to 2,048 instruments
     profile     where time goes       wire, start       `feeder run`, a process of its own
@@ -35,6 +35,7 @@ BENCHES = {
     "decode": ("machines", "payload to calls on a sink"),
     "book": ("machines", "increments into a book"),
     "packet": ("machines", "calls to datagrams in memory"),
+    "store": ("machines", "datagrams kept for retransmission, and found again for who asks"),
     "pipeline": ("pipeline", "payload to datagram in memory, one a message"),
     "ring": ("ring", "from one spinning process to another: a call on the writer to the call on the reader's sink"),
     "udp": ("udp", "datagrams out and in over loopback: in bursts, and one by one"),

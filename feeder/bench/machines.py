@@ -5,17 +5,22 @@
     decode    payloads to calls on a sink that does nothing              against json.loads of the same
     book      decoded diffs into a book, the published levels out        against a dict a side that is never sorted
     packet    calls to datagrams that nobody sends                       against Struct.pack of three numbers
+    store     datagrams kept; requests for 64 of them answered           against bytes() of each into a deque
 
-The answers: ints against the text without its point, the frames' count, the book's sides against the dicts.
+The answers: ints against the text without its point, the frames' count, the book's sides against the dicts, what is
+found again against what was kept.
 """
 
 import json
+from collections import deque
 from struct import Struct
 
 from feeder import fixed
 from feeder.bench.measure import BenchError, NoSink, compare, digest, loads_all, same
 from feeder.book import Book
-from feeder.packet import Encoder
+from feeder.control import Control, Server, Store, parse_networks
+from feeder.control.datagram import MAX_PACKETS, REQUEST, encode
+from feeder.packet import DEFAULT_PACKET_BYTES, FLAGS_AT, RETRANSMITTED, Encoder
 from feeder.venue.binance import BinanceSpot
 from feeder.venue.contract import Instruments
 from feeder.websocket import CLIENT, SERVER, TEXT, Connection
@@ -179,3 +184,50 @@ def bench_packet(run):
                   run.repeats)
     row["packets"], row["packet_bytes"] = same(sizes, "packet")
     yield row
+
+
+STORED = 4096                          # datagrams, fewer than a Store usually has: a round is short
+
+
+def bench_store(run):
+    """Datagrams of one trade, and full ones; then what one asks for who lost 64 of the full ones."""
+    for trades in (1, 19):
+        datagrams = []
+        encoder = Encoder(1, 0, lambda view: datagrams.append(memoryview(bytes(view))), lambda: 0)
+        for number in range(STORED * trades):
+            encoder.trade(1, 2, 1, number, number, number, number, 6183764000000, 100000, 1)
+            if number % trades == trades - 1:
+                encoder.flush()
+
+        def work(store):
+            add = store.add
+            for datagram in datagrams:
+                add(datagram)
+
+        def reference():
+            append = deque(maxlen=STORED).append
+            for datagram in datagrams:
+                append(bytes(datagram))
+        yield compare("store", f"keep datagrams of {len(datagrams[0])} bytes", STORED, work, reference,
+                      "bytes() into a deque", run.repeats, lambda: Store(STORED, DEFAULT_PACKET_BYTES), unit="datagram")
+    store = Store(STORED, DEFAULT_PACKET_BYTES)
+    work(store)
+    asker = "127.0.0.1", 1
+    server = Server({0: store}, parse_networks(asker[:1]), bytes(32), None, 10**9, 10**9)
+    requests = [encode(Control(REQUEST, 0, 1, first, MAX_PACKETS * trades, 0, server.token(asker, 0)))
+                for first in range(1, STORED * trades, MAX_PACKETS * trades)]
+
+    def answer(_):
+        found = []
+        for request in requests:
+            found += server.receive(request, asker, 0)
+        if len(found) != STORED:
+            raise BenchError(f"store: {len(found)} datagrams of {STORED}")
+        return found
+    for kept, again in zip(datagrams, answer(None)):
+        kept = bytearray(kept)
+        kept[FLAGS_AT] |= RETRANSMITTED
+        if kept != again:
+            raise BenchError("store: what is sent again differs from what was kept")
+    yield compare("store", f"answer requests for {MAX_PACKETS}", STORED, answer, reference, "bytes() into a deque",
+                  run.repeats, unit="datagram")

@@ -1,7 +1,7 @@
 """The last datagrams of one stream, by sequence, in memory that is taken once.
 
 In:   sequenced datagrams, of the publisher in order, of a listening copy nearly so.   Out: those that are asked for.
-Hot:  Store.add; measured by tests/test_control.py (as a module).
+Hot:  Store.add; measured by `feeder bench store`.
 
     entries    firsts    sequence of each packet, ascending from `at` around; 0: none yet
                offsets   where it lies in the buffer
