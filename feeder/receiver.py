@@ -8,39 +8,35 @@ Hot:  Receiver.sort and what it calls for a packet that is next; 20,000 datagram
     resent ──┘        by header alone        └▶ duplicate, late, straggler, not ours: counted
     loop   ──────────────────────────────────▶ a view's book, at the place in the stream where it is valid
 
-A *stream* is one numbered run, a *line* one way by which packets come, any number of lines carry a stream. A line that
-shows a greater session has moved to another stream; one that was left by all its lines is over. What is missing is waited
-for and declared as reorder.py says. The first packet of a stream sets the number expected; where its line carried another
-session before, we were listening, and it is 1.
+A *stream* is one numbered run, a *line* one way by which packets come; any number of lines carry a stream. A line that
+shows a greater session has moved to another stream; one that was left by all its lines is over. What is missing is
+waited for, and declared, as reorder.py says. The first packet of a stream sets the number expected; where its line
+carried another session before, we were listening, and it is 1. When a book is LIVE is told in view.py.
 
-A book is *in step* when its snapshot came complete, the sender called it LIVE at this epoch, and nothing was lost since;
-only then is it LIVE here. A gap moves the stream's `era` on, and every book of an older era is out of step: no walk over
-the books. Parts of an event wait in `pending` until LAST; readers never see half. Silence and the end of a session put a
-stream's books out of sight of LIVE, but not out of step.
+A book of the snapshot loop holds at S, between two messages. A view out of step keeps its INCREMENTs, so a book that
+comes when the stream is at S or beyond is taken, and what followed S is put on top. That is right if since S nothing
+was lost (`since`), and no message told another state or edition, or was dropped (`usable_from`).
 
-A book of the snapshot loop holds at S, between two messages. A view out of step keeps its INCREMENTs, so a book that comes
-when the stream is at S or beyond is taken, and what followed S is put on top. It is right if nothing was lost since S, and
-no message since S told another state, epoch or edition: `since`, `usable_from`, `epoch_at`, `edition_at`.
-
-Not here: sockets, clocks, asking again, choosing among streams, text for people. Everything kept has a bound, named below.
+Not here: sockets, clocks, asking again, choosing among streams, text for people. Everything kept has a bound, named
+below.
 """
 
 import re
-from bisect import bisect_left
 from collections import deque, namedtuple
 
 from feeder.counter import Histogram
 from feeder.errors import PacketError
-from feeder.message import LIVE, REASONS, STALE, SYNCING
-from feeder.packet import (ALL_INSTRUMENTS, EDITION_SHIFT, END as LAST_PACKET, FIRST, LAST, MAGIC, MESSAGE, PACKET, REFRESH,
-                           RETRANSMITTED, SIGNED, SNAPSHOT, SNAPSHOTS, TYPE_NAMES, VERSION, Bbo, Book, Definition, Packet,
-                           Padding, Round, Status, Trade, decode)
-from feeder.reorder import BEYOND, DUPLICATE, LATE, OVERLAP, Missing, Reorder
+from feeder.message import LIVE
+from feeder.packet import (ALL_INSTRUMENTS, EDITION_SHIFT, END as LAST_PACKET, FIRST, LAST, MAGIC, MESSAGE, PACKET,
+                           REFRESH, RETRANSMITTED, SIGNED, SNAPSHOT, SNAPSHOTS, TYPE_NAMES, VERSION, Bbo, Book,
+                           Definition, Packet, Padding, Round, Status, Trade, decode)
+from feeder.reorder import BEYOND, DUPLICATE, LATE, OVERLAP, Reorder
+from feeder.stream import ARRIVALS, Line, Path, Session, Stream
+from feeder.view import MAX_LEVELS, OUT_OF_STEP, Pending, View, side_views
 
 MAX_STREAMS = 256
 MAX_LINES = 64
 MAX_INSTRUMENTS = 16_384          # a stream
-MAX_LEVELS = 100_000              # a side, and an unfinished event
 MAX_GAPS = 1_000                  # newest kept for the report; all are counted
 MAX_SESSIONS = 100
 MAX_VENUES = 256
@@ -49,13 +45,11 @@ MAX_WANTED = 64                   # ranges that wanted() names
 KEEP = 512                        # INCREMENTs that a view out of step keeps
 MAX_AHEAD = 4_096                 # messages of the loop that wait for a stream to reach them
 MAX_KEPT_NUMBERS = 1 << 20        # in all that is kept for the loop; 40 MB
-ARRIVALS = 4_096                  # of a stream with several lines, how many are remembered to measure lags
 SILENCE_NS = 3_000_000_000        # a publisher sends heartbeats at least once a second
-OUT_OF_STEP = -1                  # an era that no stream is ever in
 
 # Kinds of Heard. `message` is, unless it says otherwise, the packet.py message; `sequence` that of its last part.
-BOOK = 1               # a whole event, applied, in step: a Book with all its levels. One of the loop: type SNAPSHOT with
-                       # REFRESH, and `sequence` is the next number, since all below it is in the book
+BOOK = 1               # a whole event, applied, in step: a Book with all its levels. One of the loop: type SNAPSHOT
+                       # with REFRESH, and `sequence` is the next number, since all below it is in the book
 TRADE, BBO = 2, 3
 STATE = 4              # what may be shown of the view changed: its Status, or the message that put the book out of step
 DEFINITION = 5         # new or changed
@@ -81,7 +75,8 @@ class Receiver:
     """What was heard on any lines; `heard` or `receive` is fed, `tick` told the time, the rest is read.
 
     Times are the wall clock's, as in the packets. Args: silence_ns; hold_ns, how long to wait for what is missing; seal
-    (seal.py), with which packets must verify; keep, how many INCREMENTs a view out of step keeps for a book of the loop.
+    (seal.py), with which packets must verify; keep, how many INCREMENTs a view out of step keeps for a book of the
+    loop.
     """
 
     def __init__(self, silence_ns=SILENCE_NS, hold_ns=0, seal=None, keep=KEEP):
@@ -90,7 +85,7 @@ class Receiver:
         self.seal = seal
         self.keep = keep
         self.streams = {}              # (channel, session) -> Stream
-        self.closed = {}               # key -> number expected, of streams that were dropped: should one go on after all
+        self.closed = {}               # key -> number expected, of streams that were dropped: one may go on after all
         self.lines = {}                # line -> Line
         self.waiting = set()           # streams with a gap that is not declared yet
         self.packets = 0               # of the sequence, that were whole, whatever became of them
@@ -112,7 +107,7 @@ class Receiver:
         self.last_mismatch = ""
         self.crossed = 0
         self.undefined = 0             # messages of instruments whose definition has not come yet
-        self.ignored = 0               # book messages that were of no use when they came: before a snapshot, or cut parts
+        self.ignored = 0               # book messages of no use when they came: before a snapshot, or cut parts
         self.loop_packets = 0          # of the snapshot loop, these and below
         self.loop_lost = 0
         self.loop_unused = 0           # packets: seen before, or of a session that is not heard in sequence
@@ -126,6 +121,7 @@ class Receiver:
         self.venue_latency = Histogram()     # the feeder's receive from the venue -> receive, a message
         self.stream = None             # of the packet that sort() returned
         self.whole = None              # the Book of an event that was split, where a handler told BOOK
+        self.was_in_step = False       # the view, before the message in work was noted
         self.kept_numbers = 0
         self.handlers = {Definition: self.on_definition, Book: self.on_book, Trade: self.on_trade, Bbo: self.on_bbo,
                          Status: self.on_status, Padding: self.on_padding, Round: self.on_padding,
@@ -213,8 +209,8 @@ class Receiver:
     # -- packets ---------------------------------------------------------------------------------------------
 
     def sort(self, datagram, now_ns, line):
-        """Return a Packet that is next in `self.stream`, to be applied; None, if all is done; or a generator to exhaust,
-        of Heard, that returns what receive() does.
+        """Return a Packet that is next in `self.stream`, to be applied; None, if all is done; or a generator of Heard,
+        to be exhausted, that returns what receive() does.
         """
         size = len(datagram)
         self.bytes += size
@@ -350,7 +346,7 @@ class Receiver:
             self.waiting.add(stream)
             return
         self.waiting.discard(stream)
-        if stream.silent and self.is_back(stream, now_ns):     # not before a gap is declared: nothing is live behind one
+        if stream.silent and self.is_back(stream, now_ns):     # not before a gap is declared: it is not live then
             yield Heard(HEARD_AGAIN, stream, order.expected, None, stream.session)
         if stream.ahead:
             yield from self.take_ahead(stream)
@@ -427,7 +423,8 @@ class Receiver:
     # -- sessions --------------------------------------------------------------------------------------------
 
     def move(self, line, path, packet, now_ns):
-        """Bring a line to the stream of its packet; yield Heard, return its Path, or None if the packet is not to count."""
+        """Bring a line to the stream of its packet; yield Heard, return its Path, or None if the packet does not count.
+        """
         number, session = packet.channel, packet.session
         if path is not None and session < path.session and (
                 self.seal is not None or path.stream is not None and not path.stream.session.ended
@@ -516,6 +513,7 @@ class Receiver:
         """Return the message's view, its state noted; None where there is no room for it."""
         view = stream.views.get(message.instrument_id) or self.view(stream, message.instrument_id)
         if view is not None:
+            self.was_in_step = view.era == stream.era
             if view.edition != edition:
                 self.undefine(view, edition, sequence)
             if view.definition is None:
@@ -526,7 +524,6 @@ class Receiver:
     def undefine(self, view, edition, at):
         """From message number `at` on the numbers are of another definition, which is not known yet."""
         view.edition = edition
-        view.edition_at = at
         view.definition = view.last_trade = view.bbo = None
         view.clear()
         view.leave_step(at)
@@ -535,10 +532,10 @@ class Receiver:
     def on_definition(self, stream, definition, sequence, now_ns):
         self.by_type["definition"] += 1
         view = self.view(stream, definition.instrument_id)
-        return self.define(view, definition, sequence) if view is not None else None
+        return self.define(view, definition, sequence + 1) if view is not None else None
 
     def define(self, view, definition, at):
-        """Take a definition that holds from message number `at` on."""
+        """Take a definition that holds before message number `at`."""
         if view.definition == definition:
             return None
         if view.edition != definition.edition:
@@ -575,7 +572,7 @@ class Receiver:
                 self.ignored += in_step or is_snapshot
                 return STATE if in_step else None
             if not flags & LAST:
-                return None
+                return STATE if self.was_in_step and not in_step else None      # the rest may be long in coming
             first = pending.first
             message = pending.whole(message)
         view.pending = None
@@ -703,8 +700,7 @@ class Receiver:
         for message in packet.messages:
             if type(message) is Round:
                 self.rounds += 1
-                stream.round_ns = now_ns - stream.round_at if stream.round and message.number == stream.round + 1 else None
-                stream.round, stream.round_at = message.number, now_ns
+                stream.begin_round(message.number, now_ns)
                 continue
             if type(message) is Book and not (message.flags & FIRST and message.flags & LAST):
                 message = stream.loop_part(packet.sequence, message)
@@ -749,7 +745,7 @@ class Receiver:
         return Heard(kind, stream, expected, view, message) if kind is not None else None
 
     def loop_definition(self, view, at, message, in_step):
-        if at < view.defined_at or message.edition != view.edition and at <= view.edition_at:
+        if at < view.defined_at:
             return None
         if in_step and view.definition != message:
             self.mismatch(view, "in its definition")
@@ -758,7 +754,7 @@ class Receiver:
     def loop_status(self, view, at, message, in_step):
         if in_step:
             self.mismatch(view, f"is live, and {message.reason} in the loop")
-        elif at <= view.epoch_at or message.edition != view.edition:
+        elif message.edition != view.edition:
             return None
         before = view.sent_state, view.sent_reason, view.epoch
         view.note(message.state, message.epoch, at - 1)
@@ -774,8 +770,6 @@ class Receiver:
             view.refreshes += 1
             if self.is_same(view, message, *sides):
                 return None, message
-        elif message.epoch != view.epoch and at <= view.epoch_at:
-            return None, message
         self.taken_from_loop += 1
         after = [kept.message for kept in view.kept if kept.first >= at]
         self.forget(view)
@@ -856,346 +850,3 @@ def rest(packet, first):
     """Return the packet without what is before message number `first`."""
     less = first - packet.sequence
     return packet._replace(sequence=first, message_count=packet.message_count - less, messages=packet.messages[less:])
-
-
-class Session:
-    """One numbered run of a publisher on one channel, for the report."""
-
-    __slots__ = ("channel", "number", "first", "since_ns", "messages", "missed", "late", "ended")
-
-    def __init__(self, channel, number, first, since_ns):
-        self.channel = channel
-        self.number = number
-        self.first = first             # sequence expected first; above 1 where we joined late
-        self.since_ns = since_ns
-        self.messages = 0
-        self.missed = 0                # messages declared lost
-        self.late = 0                  # of those, the ones that came after all
-        self.ended = False             # by its last packet
-
-    @property
-    def lost(self):
-        return self.missed - self.late
-
-
-class Stream:
-    """Where one session on one channel stands."""
-
-    __slots__ = ("key", "channel", "session", "order", "paths", "arrivals", "heard_ns", "silent", "is_left", "is_over",
-                 "end_at", "era", "since", "views", "keepers", "ahead", "loop_number", "loop_pending", "round",
-                 "round_at", "round_ns", "__weakref__")
-
-    def __init__(self, session, order, now_ns):
-        self.key = session.channel, session.number
-        self.channel = session.channel
-        self.session = session
-        self.order = order
-        self.paths = []
-        self.arrivals = None           # [(first number, came_ns), ...] by number, while there are several lines
-        self.heard_ns = now_ns         # when something new came by a line
-        self.silent = False
-        self.is_left = False           # a line went on to another session
-        self.is_over = False           # dropped
-        self.end_at = None             # number after its last message
-        self.era = 0                   # grows with each gap
-        self.since = order.expected    # nothing is missing from this number on
-        self.views = {}
-        self.keepers = set()           # views with something in `kept`
-        self.ahead = deque()           # (at, view, message) of the loop
-        self.loop_number = None
-        self.loop_pending = None       # [at, message, bids, asks] of a book that is split
-        self.round = self.round_at = 0
-        self.round_ns = None           # how long the last round took, by the beginnings of two that followed each other
-
-    @property
-    def expected(self):
-        """The number expected next."""
-        return self.order.expected
-
-    @property
-    def ended(self):
-        return self.session.ended or self.is_over
-
-    @property
-    def lines(self):
-        """The lines that carry it."""
-        return [path.line for path in self.paths]
-
-    def loop_part(self, at, message):
-        """Collect the parts of a book in the loop; return it when it is whole, else None."""
-        pending = self.loop_pending
-        if message.flags & FIRST:
-            pending = self.loop_pending = (at, Pending(message, 0, at))
-        elif pending is None:
-            return None
-        whole = pending[1]
-        if pending[0] != at or whole.instrument_id != message.instrument_id or not whole.add(message, 0):
-            self.loop_pending = None
-        elif message.flags & LAST:
-            self.loop_pending = None
-            return whole.whole(message)
-        return None
-
-
-class Line:
-    """One way by which packets come, over all its channels and sessions."""
-
-    __slots__ = ("line", "paths", "lag", "silent")
-
-    def __init__(self, line):
-        self.line = line
-        self.paths = {}                # channel -> Path
-        self.lag = Histogram()         # behind the line that brought a packet first
-        self.silent = False
-
-    def is_quiet(self, now_ns, silence_ns):
-        """True if nothing came for so long, though a session goes on."""
-        times = [path.heard_ns for path in self.paths.values() if path.stream is None or not path.stream.session.ended]
-        return bool(times) and now_ns - max(times) > silence_ns
-
-    @property
-    def packets(self):
-        return self.wins + self.duplicates + sum(path.heartbeats for path in self.paths.values())
-
-    @property
-    def wins(self):
-        """Packets that it brought first."""
-        return sum(path.wins for path in self.paths.values())
-
-    @property
-    def duplicates(self):
-        """Packets that had come before."""
-        return sum(path.duplicates for path in self.paths.values())
-
-    @property
-    def lost(self):
-        """Messages that this line did not bring; another one may have."""
-        return sum(path.lost for path in self.paths.values())
-
-    @property
-    def sessions(self):
-        """Channel -> session that it carries."""
-        return {channel: path.session for channel, path in self.paths.items()}
-
-
-class Path:
-    """One channel on one line, and the stream that it carries now."""
-
-    __slots__ = ("line", "session", "stream", "next", "missing", "heard_ns", "quiet", "wins", "duplicates", "heartbeats",
-                 "lost")
-
-    def __init__(self, line):
-        self.line = line
-        self.session = 0
-        self.stream = None
-        self.heard_ns = 0
-        self.quiet = False             # the next packet needs a closer look: line or stream were silent, or it is dropped
-        self.wins = self.duplicates = self.heartbeats = self.lost = 0
-
-    def take(self, stream, expected):
-        self.stream = stream
-        self.session = stream.session.number
-        self.next = expected
-        self.missing = Missing()
-        stream.paths.append(self)
-        if len(stream.paths) > 1 and stream.arrivals is None:
-            stream.arrivals = [(-1, 0)] * ARRIVALS
-
-    def arrived(self, first, count):
-        """Count what this line lost; return False for what it brought before."""
-        expected = self.next
-        stop = first + count
-        if first > expected:
-            self.lost += first - expected
-            self.missing.add(expected, first - 1)
-        elif stop <= expected:
-            filled = self.missing.fill(first, stop - 1)
-            self.lost -= filled
-            return bool(filled)
-        self.next = stop
-        return True
-
-
-class Pending:
-    """The parts of an event so far."""
-
-    __slots__ = ("type", "instrument_id", "epoch", "era", "first", "bids", "asks")
-
-    def __init__(self, message, era, first):
-        self.type = message.type
-        self.instrument_id = message.instrument_id
-        self.epoch = message.epoch
-        self.era = era
-        self.first = first             # number of the first part
-        self.bids, self.asks = [], []
-
-    def add(self, message, era):
-        """Add a part; return False if it does not belong to this event, or there are too many levels."""
-        if (self.type, self.epoch, self.era) != (message.type, message.epoch, era):
-            return False
-        self.bids += message.bids
-        self.asks += message.asks
-        return len(self.bids) + len(self.asks) <= 4 * MAX_LEVELS
-
-    def whole(self, last):
-        """Return the event as one Book."""
-        flags = last.flags | FIRST if self.type == SNAPSHOT else last.flags
-        return last._replace(flags=flags, bids=tuple(self.bids), asks=tuple(self.asks))
-
-
-class View:
-    """One instrument in one stream."""
-
-    __slots__ = ("stream", "instrument_id", "definition", "era", "has_book", "bids", "asks", "pending", "kept",
-                 "usable_from", "epoch_at", "edition", "edition_at", "defined_at",
-                 "sent_state", "sent_reason", "epoch", "events", "refreshes", "trades", "bbos", "crossed",
-                 "last_venue_sequence", "last_trade", "bbo")
-
-    def __init__(self, stream, instrument_id):
-        self.stream = stream
-        self.instrument_id = instrument_id
-        self.definition = None
-        self.sent_state = SYNCING
-        self.sent_reason = 0
-        self.epoch = 0
-        self.events = self.refreshes = self.trades = self.bbos = self.crossed = 0
-        self.last_venue_sequence = 0
-        self.last_trade = self.bbo = None
-        self.kept = deque()            # Kept, INCREMENTs while out of step
-        self.usable_from = 0           # a book of the loop that is older lacks something that is not kept
-        self.epoch_at = 0              # number of the first message that told the present epoch
-        self.edition = 0               # that the newest message told; the definition's, where there is one
-        self.edition_at = 0            # number of the first message that told it
-        self.defined_at = 0            # the definition holds from this number on
-        self.clear()
-
-    def clear(self):
-        self.bids, self.asks = SideView(-1), SideView(1)
-        self.has_book = False
-        self.pending = None
-        self.era = OUT_OF_STEP
-
-    def define(self, definition):
-        """Take a new definition; where more than tick and lot changed, what is kept is void until the next snapshot.
-
-        Returns True where it is.
-        """
-        known, self.definition = self.definition, definition
-        if known is not None and known._replace(tick=0, lot=0) == definition._replace(tick=0, lot=0):
-            return False
-        self.clear()
-        if known is not None:
-            self.last_trade = self.bbo = None
-        return True
-
-    def leave_step(self, usable_from):
-        self.era = OUT_OF_STEP
-        self.usable_from = max(self.usable_from, usable_from)
-
-    def note(self, state, epoch, sequence):
-        """Every message tells the state; anything but LIVE at the present epoch ends the trust in our book."""
-        if state != LIVE:
-            self.leave_step(sequence + 1)
-        elif epoch != self.epoch and self.in_step:
-            self.leave_step(sequence)
-        elif self.sent_state != LIVE:
-            self.era = OUT_OF_STEP
-        if epoch != self.epoch:
-            self.epoch = epoch
-            self.epoch_at = sequence
-        self.sent_state = state
-
-    @property
-    def in_step(self):
-        """True when our book is the publisher's, at its last event."""
-        return self.era == self.stream.era
-
-    @property
-    def state(self):
-        """What may be shown: LIVE only where the book is proven to be."""
-        if self.in_step and not self.stream.ended and not self.stream.silent:
-            return LIVE
-        if self.sent_state != LIVE:
-            return self.sent_state
-        return STALE if self.has_book else SYNCING
-
-    @property
-    def reason(self):
-        """Why the book is not live, in one word or two; "none" where it is."""
-        if self.stream.ended:
-            return "session ended"
-        if self.stream.silent:
-            return "silent"
-        if self.in_step:
-            return "none"
-        if self.definition is None:
-            return "no definition"
-        if self.sent_state != LIVE:
-            return REASONS[self.sent_reason] if self.sent_reason < len(REASONS) else str(self.sent_reason)
-        return "gap" if self.has_book else "no snapshot"
-
-    @property
-    def venue(self):
-        return self.definition.venue if self.definition else ""
-
-    @property
-    def symbol(self):
-        return self.definition.symbol if self.definition else ""
-
-    @property
-    def label(self):
-        return f"{self.venue}:{self.symbol}" if self.definition else f"#{self.instrument_id}"
-
-
-class SideView:
-    """One side as published, best first: the venue's best levels without a hole, `depth` of them or more.
-
-    `keys` are prices, negated for bids, so that ascending is best first on both sides.
-    """
-
-    __slots__ = ("sign", "keys", "quantities")
-
-    def __init__(self, sign):
-        self.sign = sign
-        self.keys = []
-        self.quantities = []
-
-    def change(self, levels):
-        """Apply one event's [price, quantity, ...], quantity 0 removes."""
-        sign, keys, quantities = self.sign, self.keys, self.quantities
-        numbers = iter(levels)
-        for price, quantity in zip(numbers, numbers):
-            key = sign * price
-            at = bisect_left(keys, key)
-            known = at < len(keys) and keys[at] == key
-            if known:
-                if quantity:
-                    quantities[at] = quantity
-                else:
-                    del keys[at], quantities[at]
-            elif quantity:
-                keys.insert(at, key)
-                quantities.insert(at, quantity)
-
-    def __eq__(self, other):
-        return self.keys == other.keys and self.quantities == other.quantities
-
-    def __len__(self):
-        return len(self.keys)
-
-    def levels(self, most=None):
-        """Return [(price, quantity), ...], best first."""
-        sign = self.sign
-        return [(sign * key, quantity) for key, quantity in zip(self.keys[:most], self.quantities)]
-
-    def flat(self):
-        """Return (price, quantity, price, quantity, ...), best first, as in a message."""
-        return tuple(number for level in self.levels() for number in level)
-
-
-def side_views(message):
-    """Return the bids and asks of a SNAPSHOT."""
-    bids, asks = SideView(-1), SideView(1)
-    bids.change(message.bids)
-    asks.change(message.asks)
-    return bids, asks

@@ -1,14 +1,14 @@
-"""The order of one stream: packets in as they come, by any line, late, twice or never; out in sequence, with gaps named.
+"""The order of one stream: packets in as they come, by any line, late, twice or never; out in sequence, gaps named.
 
-In:   packets, by their first number and their count.   Out: each once, ascending; between them the ranges that are lost.
+In:   packets, by their first number and their count.   Out: each once, ascending; between them what is lost.
 Hot:  not this. A packet that is next in a stream without waits passes by: receiver.py moves `expected` itself.
 
                   expected                                          edge
     handed on        | wait 40..44 | held 45..52 | wait 53..53 | held 54..60 |   not heard of
 
-What is missing is waited for, `hold_ns` from the moment that something above it was seen. Then, or when nobody has it any
-more (give_up), or when too much is held, it is declared lost, and what is above it goes out. What was declared is kept in
-`missing` for a while: what comes later than that is told from a duplicate. hold_ns 0 waits for nothing.
+What is missing is waited for, `hold_ns` from the moment that something above it was seen. Then, or when nobody has it
+any more (give_up), or when too much is held, it is declared lost, and what is above it goes out. What was declared is
+kept in `missing` for a while: what comes later than that is told from a duplicate. hold_ns 0 waits for nothing.
 
 Not here: what is in packets, lines, clocks. Packets are any objects with `sequence` and `message_count`.
 """
@@ -58,7 +58,7 @@ class Reorder:
         return OVERLAP if at + 1 < len(waits) and waits[at + 1][0] <= last else DUPLICATE
 
     def put(self, packet, size, now_ns):
-        """Take a packet that is NEXT, AHEAD or FILLS; one without messages only tells the next number. Then release()."""
+        """Take a packet that is NEXT, AHEAD or FILLS; one without messages only tells a number. Then release()."""
         waits = self.waits
         first, count = packet.sequence, packet.message_count
         edge = self.edge if waits else self.expected

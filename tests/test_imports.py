@@ -28,7 +28,8 @@ LAYERS = {
     "feeder.websocket": MACHINES, "feeder.venue": MACHINES, "feeder.arbiter": MACHINES, "feeder.recovery": MACHINES, "feeder.redundant": MACHINES,
     "feeder.ring": MACHINES, "feeder.tap": MACHINES, "feeder.record": MACHINES, "feeder.book": MACHINES, "feeder.conflate": MACHINES,
     "feeder.packet": MACHINES, "feeder.control": MACHINES, "feeder.pcap": MACHINES,
-    "feeder.counter": MACHINES, "feeder.receiver": MACHINES, "feeder.reorder": MACHINES,
+    "feeder.counter": MACHINES, "feeder.receiver": MACHINES, "feeder.reorder": MACHINES, "feeder.stream": MACHINES,
+    "feeder.view": MACHINES,
     "feeder.host": EDGES, "feeder.net": EDGES, "feeder.shm": EDGES, "feeder.capture": EDGES, "feeder.log": EDGES,
     "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES, "feeder.keyfile": EDGES,
     "feeder.config": WIRING, "feeder.schema": WIRING, "feeder.publish": WIRING, "feeder.pipeline": WIRING,
@@ -52,6 +53,9 @@ SHARED = {("feeder.recovery", "feeder.venue.contract"), ("feeder.redundant", "fe
           ("feeder.control.store", "feeder.packet"), ("feeder.control.client", "feeder.packet"),
           ("feeder.receiver", "feeder.packet"),                # the listener's half of the protocol
           ("feeder.receiver", "feeder.counter"), ("feeder.receiver", "feeder.reorder"),
+          ("feeder.receiver", "feeder.stream"), ("feeder.receiver", "feeder.view"), ("feeder.stream", "feeder.view"),
+          ("feeder.stream", "feeder.packet"), ("feeder.stream", "feeder.reorder"), ("feeder.stream", "feeder.counter"),
+          ("feeder.view", "feeder.packet"),
           ("feeder.arbiter", "feeder.receiver"),               # kinds of Heard; what the listener's half heard
           ("feeder.arbiter", "feeder.packet"), ("feeder.arbiter", "feeder.counter")}
 
