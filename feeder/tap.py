@@ -63,17 +63,24 @@ class _Side:
 
     def __init__(self, buffer):
         self.buffer = memoryview(buffer).cast("B")
-        if len(self.buffer) < tap_bytes(2) or len(self.buffer) % 8:
-            raise TapError(f"a segment of {len(self.buffer)} bytes is no tap")
-        words = self.words = self.buffer.cast("Q")
-        if words[MAGIC_AT] != MAGIC or words[VERSION_AT] != LAYOUT_VERSION:
-            raise TapError(f"not a tap of layout {LAYOUT_VERSION}")
-        count = self.slot_count = words[SLOTS_AT]
-        if not 2 <= count <= MAX_SLOTS or count & (count - 1) or len(self.buffer) < tap_bytes(count):
-            raise TapError(f"tap of {count} slots in {len(self.buffer)} bytes")
+        self.words = self.buffer[:len(self.buffer) // 8 * 8].cast("Q")
+        wrong = self._what_is_wrong()
+        if wrong:
+            self.close()
+            raise TapError(wrong)
+        count = self.slot_count = self.words[SLOTS_AT]
         self.mask = count - 1
         # Half the ring: with the padding before it, a record must not overwrite its own padding.
         self.max_payload_bytes = count // 2 * SLOT_BYTES - LENGTH_BYTES
+
+    def _what_is_wrong(self):
+        words, size = self.words, len(self.buffer)
+        if size < tap_bytes(2) or words[MAGIC_AT] != MAGIC or words[VERSION_AT] != LAYOUT_VERSION:
+            return f"not a tap of layout {LAYOUT_VERSION}"
+        count = words[SLOTS_AT]
+        if not 2 <= count <= MAX_SLOTS or count & (count - 1) or size < tap_bytes(count):
+            return f"tap of {count} slots in {size} bytes"
+        return ""
 
     def writer(self):
         """Return (pid, start) of the writer."""

@@ -118,7 +118,7 @@ def test_what_is_no_tap_is_refused():
             form(bytearray(100), slots, 1, 1)
     with pytest.raises(TapError, match="needs 768 bytes, the segment has 767"):
         form(bytearray(767), 8, 1, 1)
-    for buffer in (b"", bytes(8), bytes(100_000), made(8)[:-64], made(8) + b"x"):
+    for buffer in (b"", bytes(8), bytes(100_000), made(8)[:-64], made(8)[:-1]):
         with pytest.raises(TapError):
             TapReader(buffer)
     for at, value in ((0, 1), (8, 2), (16, 0), (16, 1), (16, 9), (16, 1 << 60)):

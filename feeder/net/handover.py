@@ -264,4 +264,5 @@ class TapClient:
             self._socket = None
 
     def close(self):
-        self._leave("closed")
+        self.text = "closed"             # said by who closes it
+        self._leave(self.text)
