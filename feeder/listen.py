@@ -140,7 +140,7 @@ class Monitor:
             self.heard.on_packet = self.print_packet
         self.loop = self.inlet.loop
         self.printed = self.sessions_named = self.gaps_named = 0
-        self.printed_packet = None
+        self.applied = []                # packets printed during one datagram, as their turn came
         self.is_done = False
         self.alarm = None
         self.started_ns = self.stopped_ns = steady_ns()
@@ -189,14 +189,16 @@ class Monitor:
         if self.is_done:
             return
         packet = self.inlet.receive(datagram, came_ns, origin)
-        if self.lines is not None and packet is not self.printed_packet:         # of the short way, or late
-            self.print_packet(packet)
+        if self.lines is not None:
+            if not any(packet is each for each in self.applied):         # it had not to wait, or came too late
+                self.print_packet(packet)
+            self.applied.clear()
         if self.args.count is not None and self.heard.messages >= self.args.count:
             self.is_done = True
             self.loop.stop()
 
     def print_packet(self, packet):
-        self.printed_packet = packet
+        self.applied.append(packet)
         records = self.news()
         if packet is not None:
             messages = packet.messages

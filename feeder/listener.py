@@ -27,6 +27,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Unio
 from feeder.arbiter import Arbiter
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.conflate import Conflator
+from feeder.errors import FeederError
 from feeder.events import Book, Event, Gap, Instrument, Quote, State, Trade
 from feeder.inlet import DEFAULT_INTERFACE, DEFAULT_LINE, SNAPSHOT_PORT, Inlet
 
@@ -34,6 +35,8 @@ QUEUE_BYTES = 32 << 20
 OVERHEAD_BYTES = 200             # of a datagram in the queue: bytes object, tuple, time, place in the deque
 LOOK_NS = MILLISECOND            # between two looks at the sockets while events are taken
 MOST = 16_384                    # datagrams taken in one look; about 50 ms
+
+FAILED: Any = object()
 
 came_at = itemgetter(1)
 
@@ -72,11 +75,11 @@ class Listener:
                  tap: str = "", key_file: str = "", hold_ms: Optional[float] = None, silence_s: float = 3.0,
                  instruments: Union[None, str, Iterable[str]] = None, conflate: bool = False,
                  queue_bytes: int = QUEUE_BYTES, recv_buffer_bytes: int = 4 << 20, pcap_file: str = "") -> None:
+        self.wanted = None if instruments is None else {text.lower() for text in texts(instruments)}
         self.inlet = Inlet(self.on_datagram, texts(lines), snapshot_port=snapshot_port, retransmit=texts(retransmit),
                            interface=interface, source=source, tap=tap, key_file=key_file, hold_ms=hold_ms,
                            silence_s=silence_s, recv_buffer_bytes=recv_buffer_bytes, pcap_file=pcap_file)
         self.arbiter = Arbiter(self.inlet.names)
-        self.wanted = None if instruments is None else {text.lower() for text in texts(instruments)}
         self.conflator = Conflator() if conflate else None
         self.events = 0                  # handed over
         self.is_stopped = False
@@ -124,7 +127,9 @@ class Listener:
         while not self.is_stopped:
             if steady_ns() >= self.look_at_ns:
                 self.look(0)
-            event = next(self.pump)
+            event = next(self.pump, FAILED)
+            if event is FAILED:
+                raise FeederError("this listener raised an error, it cannot go on: open another one")
             if event is not None:
                 self.events += 1
                 return event

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -11,13 +10,14 @@ import threading
 from contextlib import closing
 
 import pytest
+from outlet import Outlet, free_port
 
 from feeder import listen
-from feeder.clock import wall_ns
+from feeder.clock import SECOND, steady_ns, wall_ns
 from feeder.errors import ConfigError, FeederError, HostError
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE, REASON_CODES, STALE
-from feeder.net import PacketReceiver, PacketSender, SocketOptions
+from feeder.net import PacketReceiver, PacketSender, SocketOptions, UnicastSocket
 from feeder.packet import INCREMENT, SNAPSHOT, Encoder
 from feeder.receiver import exhaust
 
@@ -33,10 +33,6 @@ def multicast():
         PacketReceiver(GROUP, free_port(), interface="127.0.0.1").close()
     except HostError as error:
         pytest.skip(str(error))
-
-
-def free_port():
-    return random.SystemRandom().randrange(20_000, 32_000)
 
 
 def parse(*arguments):
@@ -311,3 +307,77 @@ def test_bursts_are_heard_as_datagrams(multicast, more, capsys):
         assert ("kernel drops 3 or more" in monitor.loss()) == bool(more)
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == (502 if "--print" in more else 0), printed[:3]
+
+
+def test_two_lines_and_retransmission_are_told_line_by_line(multicast, tmp_path, capsys):
+    """A loses a third, B one datagram, which nobody else has but the server."""
+    port, loop_port = free_port(), free_port()
+    endpoints = [(GROUP, port), ("239.192.77.6", port)]
+    lost = {(0, number) for number in range(1, 60, 3)} | {(1, 30), (0, 30)}
+    path = tmp_path / "came.pcap"
+    with Outlet(endpoints, [(GROUP, loop_port)], lose=lambda line, number: (line, number) in lost) as outlet:
+        server = outlet.server_socket = UnicastSocket("127.0.0.1")
+        with listen.Monitor(parse(
+                "--line", f"{GROUP}:{port}", "--line", f"239.192.77.6:{port}", "--snapshot-port", loop_port,
+                "--retransmit", f"127.0.0.1:{server.port}", "--pcap", path)) as monitor:
+            monitor.loop.register(server, read=lambda: server.serve(outlet.server.receive, steady_ns))
+            monitor.loop.on_idle = monitor.on_round
+            outlet.open()
+            for _ in range(60):
+                outlet.change()
+            outlet.round()
+            stop_ns = steady_ns() + 10 * SECOND
+            while monitor.heard.messages < 4 + 120 or not monitor.heard.rounds:
+                monitor.loop.run_once(SECOND)
+                assert steady_ns() < stop_ns
+            report = monitor.report()
+            assert (report["lost"], report["gaps"], report["exit_code"], report["hold_ms"]) == (0, [], 0, 200)
+            a, b = report["lines"]
+            assert (a["name"], b["name"]) == (f"{GROUP}:{port}", f"239.192.77.6:{port}")
+            assert (a["lost"], b["lost"]) == (2 * 21, 2) and a["wins"] + b["wins"] == outlet.datagrams - 1
+            assert report["retransmission"]["packets"] == 1 and report["snapshot_loop"]["rounds"] == 1
+            assert json.dumps(report) and report["pcap"]["datagrams"] > 100
+            text = "\n".join(monitor.summary())
+            assert f"line      {GROUP}:{port}: " in text and "messages lost 42" in text and "resent    1 packets" in text
+            assert f"239.192.77.6:{port} on 127.0.0.1: " in text and "snapshots 1 packets" in text
+            monitor.refresh()
+
+
+def test_print_with_a_hold_is_in_order_and_tells_gaps_when_they_are_declared(multicast, capsys):
+    """Datagram 3 comes by line B only, and later; 6 never."""
+    port = free_port()
+    endpoints = [(GROUP, port), ("239.192.77.6", port)]
+    with Outlet(endpoints, lose=lambda line, number: number == 6 or line != (1 if number in (0, 3) else 0)) as outlet:
+        with listen.Monitor(parse("--print", "--hold-ms", 100, "--snapshot-port", 0, "--line", f"{GROUP}:{port}",
+                                  "--line", f"239.192.77.6:{port}")) as monitor:
+            monitor.loop.on_idle = monitor.on_round
+            outlet.open()
+            for _ in range(8):
+                outlet.change()
+            stop_ns = steady_ns() + 10 * SECOND
+            while monitor.heard.messages < 4 + 14:
+                monitor.loop.run_once(SECOND)
+                assert steady_ns() < stop_ns
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["sequence"] if "sequence" in record else record["type"] for record in records] == [
+        "session", *range(1, 15), "gap", *range(17, 21)]
+    assert records[15]["from"] == 15 and records[15]["to"] == 16
+
+
+def test_a_key_and_what_is_not_signed_with_it(multicast, tmp_path):
+    path = tmp_path / "feeder.key"
+    path.write_bytes(b"sixteen bytes or more\n")
+    path.chmod(0o600)
+    port = free_port()
+    with listen.Monitor(parse("--group", GROUP, "--port", port, "--key-file", path, "--snapshot-port", 0)) as monitor:
+        with Outlet([(GROUP, port)], channel=3) as forger, Outlet([(GROUP, port)], key=b"sixteen bytes or more") as good:
+            forger.open()
+            good.open()
+            while monitor.inlet.datagrams < forger.datagrams + good.datagrams:
+                monitor.loop.run_once(SECOND)
+        report = monitor.report()
+        assert {session["channel"] for session in report["sessions"]} == {0} and report["lost"] == 0
+        assert report["errors"] == {"packet is not signed": forger.datagrams}
+    for arguments, text in ((["--key-file", tmp_path / "none"], "key file"), (["--line", "x"], "expected ADDRESS:PORT")):
+        with pytest.raises(ConfigError, match=text):
+            listen.Monitor(parse(*arguments))

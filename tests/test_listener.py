@@ -20,7 +20,7 @@ from support import dice
 from feeder import Listener
 from feeder.clock import SECOND, steady_ns
 from feeder.endpoint import Endpoint
-from feeder.errors import ConfigError, HostError
+from feeder.errors import ConfigError, FeederError, HostError
 from feeder.events import Book, Definition, Dropped, Gap, Line, Session, Silence, State, Switch, Trade
 from feeder.net import PacketReceiver, UnicastSocket
 from feeder.net.handover import TapServer
@@ -429,6 +429,17 @@ def test_stop_from_a_signal_handler():
         finally:
             timer.join()
             signal.signal(signal.SIGUSR1, before)
+
+
+def test_an_error_of_ours_is_raised_and_never_taken_for_the_end():
+    ports = Ports(A)
+    with listen(ports) as listener, Outlet(ports.lines) as outlet:
+        listener.arbiter.take = lambda heard, now_ns: 1 // 0
+        outlet.open()
+        with pytest.raises(ZeroDivisionError):
+            list(listener)
+        with pytest.raises(FeederError, match="cannot go on"):
+            list(listener)
 
 
 def test_with_a_key_nothing_else_counts(tmp_path):
