@@ -117,7 +117,7 @@ local function has(flags, bit)     -- the library of bits has another name in ea
     return math.floor(flags / bit) % 2 == 1
 end
 
--- What is known from packet to packet. Wireshark dissects a packet again whenever it is looked at: order is judged in the
+-- What is known from packet to packet. Wireshark dissects a packet whenever it is looked at: order is judged in the
 -- first pass only, and remembered by frame and place in it.
 local definitions, expected, judged, known = {}, {}, {}, 0
 
