@@ -481,7 +481,7 @@ class Arbiter:
         flow, gap = self.flow(heard.stream), heard.message
         flow.gaps += 1
         flow.lost += gap.last - gap.first + 1
-        covered = bool(flow.carriers) and all(self.covers(carrier, now_ns) for carrier in flow.carriers.values())
+        covered = self.is_covered(flow, now_ns)
         flow.covered += covered
         events = []
         for carrier in list(flow.live):
@@ -491,6 +491,10 @@ class Arbiter:
         if covered:
             self.promises.append(told)
         return events
+
+    def is_covered(self, flow, now_ns):
+        """True if others carry all that this stream does."""
+        return bool(flow.carriers) and all(self.covers(carrier, now_ns) for carrier in flow.carriers.values())
 
     def covers(self, carrier, now_ns):
         """True if what is missing of this instrument came, or comes, by another stream.
@@ -520,13 +524,13 @@ class Arbiter:
 
     def is_broken(self, gap, failed, now_ns):
         flow = self.flows.get((gap.channel, gap.session))
-        return flow is not None and flow is not failed and not all(
-            self.covers(carrier, now_ns) for carrier in flow.carriers.values())
+        return flow is not None and flow is not failed and not self.is_covered(flow, now_ns)
 
     def on_silent(self, heard, now_ns):
         flow = self.flow(heard.stream)
         flow.silent_ns = now_ns
-        events = [Silence(flow.channel, flow.session, False), *self.replaced_by(flow, "silent")]
+        events = [Silence(flow.channel, flow.session, False, self.is_covered(flow, now_ns)),
+                  *self.replaced_by(flow, "silent")]
         for carrier in list(flow.live):
             events += self.settle(carrier.choice, "silent", now_ns)
         return [*events, *self.doubt(flow, now_ns)]
@@ -534,7 +538,7 @@ class Arbiter:
     def on_heard_again(self, heard, now_ns):
         flow = self.flow(heard.stream)
         flow.silent_ns = None
-        events = [Silence(flow.channel, flow.session, True)]
+        events = [Silence(flow.channel, flow.session, True, self.is_covered(flow, now_ns))]
         for carrier in list(flow.carriers.values()):
             events += self.settle(carrier.choice, "", now_ns)
         return events
@@ -544,7 +548,8 @@ class Arbiter:
 
     def finish(self, flow, why, now_ns):
         """The stream is over: nothing of it is of use any more."""
-        events = [SessionEnded(flow.channel, flow.session, why), *self.replaced_by(flow, why)]
+        events = [SessionEnded(flow.channel, flow.session, why, self.is_covered(flow, now_ns)),
+                  *self.replaced_by(flow, why)]
         self.finished.append(flow.report())
         self.flows.pop((flow.channel, flow.session), None)
         for view, carrier in flow.carriers.items():

@@ -186,19 +186,27 @@ class Session(NamedTuple):
 
 
 class SessionEnded(NamedTuple):
-    """A stream is over: its publisher has ended ("end"), or has begun anew, or nobody carries it ("replaced")."""
+    """A stream is over: its publisher has ended ("end"), or all lines that carried it carry another one ("replaced").
+
+    `covered`: other streams carry all that it did, so nothing is missed.
+    """
 
     channel: int
     session: int
     reason: str
+    covered: bool
 
 
 class Silence(NamedTuple):
-    """Nothing comes of a stream for longer than a publisher may be silent; or, is_over, it is heard again."""
+    """Nothing comes of a stream for longer than a publisher may be silent; or, is_over, it is heard again.
+
+    `covered`: other streams carry all that it did. What was missed meanwhile of one that is heard again is told by Gaps.
+    """
 
     channel: int
     session: int
     is_over: bool
+    covered: bool
 
 
 class Switch(NamedTuple):

@@ -261,7 +261,7 @@ def test_a_stream_from_its_begin_to_its_end(venue):
     (told,) = consumer.hear(feed.flush())
     assert told == Venue("twin", False, "disconnect", "disconnect", 0, 1)
     events = consumer.hear(feed.end())
-    assert kinds(events) == ["SessionEnded", "State", "State"] and events[0].reason == "end"
+    assert kinds(events) == ["SessionEnded", "State", "State"] and events[0] == SessionEnded(0, 1, "end", False)
     assert {instrument.reason for instrument in consumer.arbiter.instruments.values()} == {"session ended"}
     assert consumer.arbiter.report()["finished"][0]["instruments"] == 2
     assert not consumer.arbiter.flows and not consumer.arbiter.carriers
@@ -501,7 +501,7 @@ def test_one_dies_and_the_switch_is_told(venue):
     events = pair.die(pair.a)
     instrument = pair.consumer.instrument
     assert of(Line, events) == [Line(0, "a", False)]
-    assert of(Silence, events) == [Silence(0, 1, False)]
+    assert of(Silence, events) == [Silence(0, 1, False, True)]
     switches = of(Switch, events)
     assert switches[0] == Switch(None, 0, 1, 0, 2, "silent") and len(switches) == 3
     assert not of(State, events) and instrument.is_live and instrument.session == 2
@@ -520,7 +520,7 @@ def test_one_dies_and_the_switch_is_told(venue):
 def test_one_ends_and_the_switch_is_told(venue):
     pair = Pair(venue)
     events = pair.hear(pair.a, pair.a.end())
-    assert kinds(events) == ["SessionEnded", "Switch", "Switch", "Book", "Switch", "Book"]
+    assert kinds(events) == ["SessionEnded", "Switch", "Switch", "Book", "Switch", "Book"] and events[0].covered
     assert pair.consumer.instrument.is_live
     events = pair.hear(pair.b, pair.b.end())
     assert kinds(events) == ["SessionEnded", "State", "State"]

@@ -87,6 +87,7 @@ def test_the_books_of_a_reader_who_comes_seldom(seed):
     dice = random.Random(seed)
     venue = Venue_(dice)
     pair = Pair(venue, dice.choice((0, ALL)), settled=False)
+    pair.consumer.is_monotonic = False                    # what is late for BEHIND_NS may go back
     reader, conflator = Consumer(), Conflator()
     reader.is_monotonic = False
     reader.arbiter = pair.consumer.arbiter
