@@ -166,7 +166,7 @@ def follow(client, wanted, last=-1):
 
 
 def test_a_writer_is_killed_and_started_again_and_readers_follow(keep):
-    """They are there first; what a writer writes before they have found its ring still holds."""
+    """They are there first; what a writer writes before they have found it, its ring still holds."""
     clients = [keep(TapClient(NAME)) for _ in range(3)]
     assert all(not client.is_open and "no process" in client.text for client in clients)
     for turn in range(3):

@@ -295,6 +295,85 @@ def test_that_test_finds_a_reader_that_does_not_look_at_intent():
     assert reader.read() == b"cccccc" + b"a" * 50
 
 
+# -- the page ------------------------------------------------------------------------------------------------
+
+
+def the_page():
+    """Return {name: (offset, bytes)} of the section's tables, and its text."""
+    text = (PROJECT / "docs" / "protocol.md").read_text(encoding="utf-8").partition("## Local tap\n")[2]
+    text = text.partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return {row[3]: (int(row[0]), row[1], row[4]) for row in rows if row[0].isdigit()}, text
+
+
+class SecondReader:
+    """Written from docs/protocol.md, section "Local tap", and nothing else."""
+
+    def __init__(self, segment):
+        self.segment = segment
+        self.at = {name: at for name, (at, _, _) in the_page()[0].items()}
+        assert self.word("tap_version") == 1
+        self.slots = self.word("slots")
+        self.head = self.word("tail")
+
+    def word(self, name, slot=0):
+        at = self.at[name] + 64 * (slot % self.slots if slot else 0)
+        return int.from_bytes(self.segment[at:at + 8], sys.byteorder)
+
+    def read(self):
+        while self.head < self.word("tail"):
+            word = self.word("ring", self.head)
+            size = word & 0xFFFFFFFF
+            at = self.at["ring"] + 64 * (self.head % self.slots) + 8
+            copy = bytes(self.segment[at:at + size]) if size <= 32 * self.slots - 8 else b""
+            if self.word("intent") - self.head > self.slots:
+                self.head = self.word("tail")
+                return "overrun"
+            assert word >> 32 == self.head & 0xFFFFFFFF
+            if size == 0xFFFFFFFF:
+                self.head += self.slots - self.head % self.slots
+                continue
+            self.head += (size + 71) // 64
+            return copy
+        return None
+
+
+def test_a_reader_written_from_the_page_reads_the_same():
+    rng = dice(11)
+    buffer = made(16)
+    writer, reader, second = TapWriter(buffer), TapReader(buffer), SecondReader(buffer)
+    overruns = 0
+    for _ in range(20_000):
+        if rng.random() < 0.55:
+            writer.write(bytes(rng.choices(range(256), k=rng.randrange(200))))
+        else:
+            before = reader.overruns
+            one, other = reader.read(), second.read()
+            overruns += other == "overrun"
+            assert one == (None if other == "overrun" else other) and reader.overruns - before == (other == "overrun")
+    assert overruns > 100
+
+
+def test_the_page_says_what_is():
+    page, text = the_page()
+    ours = {"tap_magic": layout.MAGIC_AT, "tap_version": layout.VERSION_AT, "slots": layout.SLOTS_AT,
+            "pid": layout.PID_AT, "start": layout.START_AT, "intent": layout.INTENT_AT, "tail": layout.TAIL_AT,
+            "ring": layout.FIRST_AT}
+    assert {name: page[name][0] for name in ours} == {name: at * 8 for name, at in ours.items()}
+    assert int(page["tap_magic"][2].split(",")[0], 16) == layout.MAGIC and "`$FDRTAP1`" in page["tap_magic"][2]
+    assert made()[:8] == b"$FDRTAP1" and page["ring"][1] == f"{SLOT_BYTES} x slots"
+    hello = [page[name][:2] for name in ("hello_magic", "hello_version", "segment_bytes")]
+    assert hello == [(0, "4"), (4, "4"), (8, "8")]
+    from feeder.net import handover
+    assert handover.HELLO.size == 16 and f"{handover.TAP_SLOTS:,} slots" in text and handover.PREFIX == "\0feeder-tap/"
+
+
+def test_the_bench_of_hops_checks_its_answer():
+    from feeder.bench.tap import hop_round        # not above: the other processes start from this file, too
+    hops, words = hop_round(300)
+    assert hops.count == words.count == 300 and hops.negative == words.negative == 0
+
+
 # -- processes -----------------------------------------------------------------------------------------------
 
 

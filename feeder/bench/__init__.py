@@ -38,6 +38,7 @@ BENCHES = {
     "store": ("machines", "datagrams kept for retransmission, and found again for who asks"),
     "pipeline": ("pipeline", "payload to datagram in memory, one a message"),
     "ring": ("ring", "from one spinning process to another: a call on the writer to the call on the reader's sink"),
+    "tap": ("tap", "the local tap: write of a datagram, and its hop to another spinning process"),
     "udp": ("udp", "datagrams out and in over loopback: in bursts, and one by one"),
     "deliver": ("deliver", "a datagram's cost to publisher and listener, 20,000 a second for a minute"),
     "fanin": ("fanin", "1 to 2,048 instruments: time a message, memory an instrument"),
@@ -107,9 +108,9 @@ def configure(parser):
         "All of them take some minutes.")
     parser.epilog = (
         "benches:\n" + "".join(f"  {name:<{width}}  {what}\n" for name, (_, what) in BENCHES.items())
-        + "\ncolumns: ours and the reference, a unit (CPU time; of wire, ring and start wall time); ratio, the median\n"
-        "of the rounds'; spread, how far these lie apart, NOISY where that is too far to believe; how the plan's goal\n"
-        "stands: beyond, reached or missed\n"
+        + "\ncolumns: ours and the reference, a unit (CPU time; of wire, ring, start and hops wall time); ratio, the\n"
+        "median of the rounds'; spread, how far these lie apart, NOISY where that is too far to believe; how the\n"
+        "plan's goal stands: beyond, reached or missed\n"
         "\nexample: python3 -m feeder bench pipeline --json result.json\n"
         "         python3 -m feeder bench wire --host baseline\n"
         "environment: FEEDER_CAPTURES names the folder of recordings; without them the venue twin's market is used\n"
