@@ -10,7 +10,8 @@ from feeder.instrument import Instrument
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
 from feeder.packet import EDITION_SHIFT, INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, LoopEncoder, OrderBookItem, Trade
 from feeder.publish import Publisher as RealPublisher
-from feeder.receiver import Gap, Receiver, exhaust
+from feeder.receiver import KINDS, Gap, Receiver, exhaust
+from feeder.seal import Seal
 
 SECOND = 10**9
 START = 1_700_000_000 * SECOND
@@ -19,8 +20,8 @@ START = 1_700_000_000 * SECOND
 class Publisher:
     """Real Encoder output of a random market, and the truth beside it.
 
-    `history[instrument_id]` is [(sequence after the event's last message, state, bids, asks)]; `loops` are the datagrams of
-    its snapshot loop.
+    `history[instrument_id]` is [(sequence after the event's last message, state, bids, asks, price exponent)]; `loops`
+    are the datagrams of its snapshot loop.
     """
 
     def __init__(self, session, dice, count=4, depth=5, packet_bytes=256, channel=3, seal=None):
@@ -288,7 +289,8 @@ def test_books_of_the_real_publisher(depth, packet_bytes):
         for side, truth in ((view.bids, book.bids), (view.asks, book.asks)):
             flat_truth = truth.top()
             assert len(side) >= min(depth or len(truth), len(truth))
-            assert flat(side.levels()) == [value * (10**6, 10**5)[at % 2] for at, value in enumerate(flat_truth[:2 * len(side)])]
+            assert flat(side.levels()) == [
+                value * (10**6, 10**5)[at % 2] for at, value in enumerate(flat_truth[:2 * len(side)])]
     assert heard.mismatches == heard.crossed == heard.lost == 0 and view.refreshes == 286
 
 
@@ -559,7 +561,7 @@ class Judge:
 
     def __init__(self, listener, publishers):
         self.listener = listener
-        self.publishers = {(publisher.encoder.channel, publisher.encoder.session): publisher for publisher in publishers}
+        self.publishers = {(each.encoder.channel, each.encoder.session): each for each in publishers}
         self.at = {}                               # stream key -> number of the last event
         self.counts = dict.fromkeys(range(len(receiver.KINDS)), 0)
         self.taken = self.lives = 0
@@ -670,3 +672,542 @@ def storm(seed):
 def test_storm(seed):
     print(f"seed {seed}")
     storm(seed)
+
+
+def collect(heard_by, *datagrams, now_ns=START, line=0):
+    """Give datagrams to a receiver; return [(kind, sequence), ...] of what it hands on."""
+    return [pair for datagram in datagrams for pair in told(heard_by.heard(datagram, now_ns, line))]
+
+
+def told(all_heard):
+    return [(KINDS[heard.kind], heard.sequence) for heard in all_heard]
+
+
+def stamped(datagram, flag=packet.RETRANSMITTED):
+    data = bytearray(datagram)
+    data[5] |= flag
+    return bytes(data)
+
+
+def published(count=1, **options):
+    """Return a publisher and its first packets: definitions and books, one packet an event from there on."""
+    publisher = Publisher(START, random.Random(1), count=count, packet_bytes=1472, **options)
+    publisher.define()
+    for number in range(count):
+        publisher.go_live(number)
+    publisher.encoder.flush()
+    return publisher, publisher.datagrams
+
+
+def changes(publisher, count):
+    for _ in range(count):
+        publisher.change(0)
+        publisher.encoder.flush()
+
+
+def test_what_is_heard_is_told_one_by_one_with_all_levels():
+    publisher, datagrams = published()
+    heard = Receiver()
+    publisher.encoder.trade(0, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    publisher.encoder.bbo(0, LIVE, 1, 9, START, START, 5, 7, 6, 8)
+    publisher.go_stale(0)
+    publisher.encoder.status(packet.ALL_INSTRUMENTS, STALE, 0, 0, 0, 3, connected=0, venue="okx")
+    publisher.encoder.heartbeat()
+    publisher.define()
+    publisher.encoder.end()
+    assert collect(heard, *datagrams) == [
+        ("session", 1), ("definition", 1), ("book", 2), ("trade", 3), ("bbo", 4), ("state", 5), ("venue", 6),
+        ("end", 8)]                                  # the definition again is nothing new
+
+
+def test_a_split_event_is_told_once_whole():
+    publisher = Publisher(START, random.Random(1), count=1, packet_bytes=256)
+    publisher.define()
+    publisher.books[0] = ({at: 1 for at in range(1, 40)}, {at: 1 for at in range(50, 90)})
+    publisher.states[0], publisher.epochs[0] = LIVE, 1
+    publisher.snapshot(0)
+    publisher.encoder.trade(0, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    publisher.encoder.flush()
+    assert len(publisher.datagrams) > 5
+    heard = Receiver()
+    books = []
+    for datagram in publisher.datagrams:
+        for item in heard.heard(datagram, START):
+            if item.kind == receiver.BOOK:
+                books.append(item)
+                assert item.view.bids.flat() == item.message.bids and item.view.asks.flat() == item.message.asks
+            elif item.kind == receiver.TRADE:
+                assert type(item.message) is Trade
+    assert [(book.sequence, len(book.message.bids), len(book.message.asks)) for book in books] == [
+        (publisher.encoder.sequence - 2, 78, 80)]
+
+
+def test_of_two_lines_the_first_wins_and_losses_are_counted_for_each():
+    publisher, datagrams = published()
+    changes(publisher, 200)
+    dice = random.Random(3)
+    heard = Receiver(hold_ns=10**6)
+    lost = [0, 0]
+    for at, datagram in enumerate(datagrams):
+        now_ns = START + at * 10**5
+        for line, delay_ns in ((0, 0), (1, 5_000)):
+            if 0 < at < 200 and dice.random() < (0.3, 0.1)[line] and not (line and missed):
+                lost[line] += 1
+                missed = True
+                continue
+            missed = False
+            exhaust(heard.heard(datagram, now_ns + delay_ns, line))
+    assert heard.gap_count == heard.lost == heard.late == 0
+    assert check_books(heard, publisher) == 1
+    first, second = heard.lines[0], heard.lines[1]
+    assert [first.lost, second.lost] == lost and min(lost) > 5
+    assert first.packets + lost[0] == second.packets + lost[1] == len(datagrams)
+    assert (first.wins, second.wins) == (len(datagrams) - lost[0], lost[0])
+    assert first.duplicates == 0 and second.duplicates == heard.duplicates == second.packets - lost[0]
+    assert second.lag.count == second.duplicates - 1           # the first is not timed
+    assert 4_900 < second.lag.percentile(50) < 5_100
+    assert first.lag.count == 0 and first.sessions == second.sessions == {3: START}
+    assert heard.streams[3, START].lines == [first, second]
+
+
+def test_a_line_falls_silent_and_comes_back_and_its_stream_lives_on():
+    publisher, datagrams = published()
+    heard = Receiver()
+    for line in (0, 1):
+        collect(heard, datagrams[0], line=line)
+    datagrams.clear()
+    changes(publisher, 10)
+    found = []
+    for at, datagram in enumerate(datagrams, 1):
+        now_ns = START + at * SECOND
+        found += collect(heard, datagram, now_ns=now_ns)
+        if at == 8:
+            found += collect(heard, datagram, now_ns=now_ns, line=1)
+        found += told(heard.tick(now_ns + 1))
+        assert heard.views()[0].state == LIVE and heard.lines[1].silent == (3 <= at < 8)
+    assert [kind for kind, _ in found] == ["book"] * 3 + ["line_silent"] + ["book"] * 5 + ["line_back"] + ["book"] * 2
+    assert heard.lines[1].lost == 7 and heard.silences == 0
+
+
+def test_sessions_belong_to_lines_and_a_stream_is_over_when_they_all_have_gone():
+    publisher, datagrams = published()
+    changes(publisher, 6)
+    heard = Receiver(hold_ns=SECOND)
+    for line in (0, 1):
+        collect(heard, datagrams[0], line=line)
+    old = list(datagrams)
+    datagrams.clear()
+    restarted = Publisher(START + SECOND, random.Random(2), count=1, packet_bytes=1472)
+    restarted.define()
+    restarted.encoder.flush()
+    restarted.go_live(0)
+    restarted.encoder.flush()
+    new = restarted.datagrams
+    assert collect(heard, old[2], line=1) == []                           # old[1] is missing
+    assert collect(heard, new[0], line=0) == [("session", 1), ("definition", 1)]
+    assert collect(heard, old[1], line=0) == [] and heard.stragglers == 1
+    assert collect(heard, old[1], line=1) == [("book", 3), ("book", 4)]   # that line is still there
+    assert collect(heard, old[5], line=1) == []
+    assert [view.state for view in heard.views()] == [LIVE, SYNCING]
+    assert collect(heard, new[1], line=1) == [("gap", 5), ("end", 8), ("book", 2)]
+    assert collect(heard, new[0], line=1) == [] and heard.duplicates == 2
+    assert list(heard.streams) == [(3, START + SECOND)] and heard.lines[1].sessions == {3: START + SECOND}
+    assert heard.lines[1].lost == 2 and heard.lost == 2 and check_books(heard, restarted) == 1
+
+
+def test_a_stream_that_was_left_and_fell_silent_is_dropped_and_may_go_on():
+    publisher, datagrams = published()
+    changes(publisher, 3)
+    heard = Receiver()
+    for line in (0, 1):
+        collect(heard, datagrams[0], line=line)
+    other = Publisher(START + SECOND, random.Random(2), count=1, packet_bytes=1472)
+    other.encoder.heartbeat()
+    collect(heard, other.datagrams[0])
+    assert told(heard.tick(START + SECOND)) == [] and len(heard.streams) == 2
+    assert told(heard.tick(START + 4 * SECOND)) == [("silent", 3), ("end", 3), ("silent", 1), ("line_silent", 0),
+                                                    ("line_silent", 0)]
+    assert list(heard.streams) == [(3, START + SECOND)]
+    assert collect(heard, datagrams[2], now_ns=START + 5 * SECOND, line=1) == [
+        ("session", 3), ("line_back", 0), ("gap", 3)]
+    stream = heard.streams[3, START]
+    assert stream.expected == 5 and stream.session.missed == 1
+
+
+def test_two_publishers_are_two_streams():
+    publisher, datagrams = published()
+    other = Publisher(START + 5, random.Random(5), count=1, packet_bytes=1472)
+    other.define()
+    other.go_live(0)
+    other.encoder.flush()
+    heard = Receiver()
+    for _ in range(30):
+        changes(publisher, 1)
+        changes(other, 1)
+    for one, two in zip(datagrams, other.datagrams):
+        collect(heard, one, line=0)
+        collect(heard, two, line=1)
+    assert heard.lost == heard.stragglers == heard.duplicates == 0 and heard.session_count == 2
+    assert check_books(heard, publisher) == check_books(heard, other) == 1
+
+
+def test_what_is_missing_is_waited_for_and_asked_for():
+    publisher, datagrams = published()
+    changes(publisher, 20)
+    heard = Receiver(hold_ns=1_000)
+    collect(heard, *datagrams[:2])
+    assert heard.deadline_ns is None and heard.wanted(START) == []
+    assert collect(heard, datagrams[3], datagrams[4], now_ns=START + 10) == []
+    assert collect(heard, datagrams[8], now_ns=START + 20) == []
+    assert heard.wanted(START + 20) == [(3, START, 4, 4), (3, START, 7, 9)] and heard.deadline_ns == START + 1_010
+    assert heard.views()[0].state == LIVE and heard.gap_count == 0
+    assert collect(heard, stamped(datagrams[2]), now_ns=START + 30, line=None) == [
+        ("book", 4), ("book", 5), ("book", 6)]
+    assert told(heard.tick(START + 1_019)) == []
+    assert told(heard.tick(START + 1_020)) == [("gap", 7)]                # the book above is of no use
+    assert heard.gaps[-1] == Gap(3, START, 7, 9, START + 1_020) and heard.views()[0].state == STALE
+    assert heard.deadline_ns is None and heard.wanted(START + 1_020) == []
+    assert collect(heard, datagrams[6], now_ns=START + 1_030) == []
+    assert (heard.late, heard.lost, heard.resent, heard.ignored) == (1, 2, 1, 1)
+    publisher.snapshot(0, REFRESH)
+    publisher.encoder.flush()
+    assert collect(heard, *datagrams[9:], now_ns=START + 1_040) == [("book", 23)]
+    assert check_books(heard, publisher) == 1
+
+
+def test_what_nobody_has_is_not_waited_for():
+    publisher, datagrams = published()
+    changes(publisher, 9)
+    heard = Receiver(hold_ns=SECOND)
+    collect(heard, datagrams[0], datagrams[4], datagrams[8])
+    assert told(heard.give_up(3, START, 9, 10, START)) == []
+    assert heard.wanted(START) == [(3, START, 3, 5), (3, START, 7, 8)]
+    assert told(heard.give_up(3, START, 1, 4, START)) == [("gap", 3)]
+    assert heard.wanted(START) == [(3, START, 5, 5), (3, START, 7, 8)]
+    assert told(heard.give_up(3, START, 5, 8, START)) == [("gap", 5), ("gap", 7), ("gap", 9)]
+    assert heard.streams[3, START].expected == 11 and heard.lost == 6
+    assert told(heard.give_up(9, START, 5, 8, START)) == []
+
+
+def test_wanted_is_bounded_and_oldest_first():
+    publisher, datagrams = published()
+    changes(publisher, 400)
+    heard = Receiver(hold_ns=SECOND)
+    collect(heard, *datagrams[::2])
+    wanted = heard.wanted(START)
+    assert len(wanted) == receiver.MAX_WANTED and wanted[:2] == [(3, START, 3, 3), (3, START, 5, 5)]
+
+
+def test_what_is_sent_again_opens_nothing_and_proves_no_life():
+    publisher, datagrams = published()
+    changes(publisher, 3)
+    heard = Receiver()
+    assert collect(heard, stamped(datagrams[0])) == [] and heard.stragglers == 1
+    assert heard.streams == heard.lines == {}
+    collect(heard, datagrams[0])
+    assert told(heard.tick(START + 4 * SECOND)) == [("silent", 3), ("line_silent", 0)]
+    now_ns = START + 4 * SECOND
+    assert collect(heard, stamped(datagrams[1]), now_ns=now_ns, line=None) == [("book", 3)]
+    assert heard.views()[0].state == STALE
+    assert collect(heard, datagrams[0], now_ns=now_ns) == [("line_back", 0)]     # neither does a copy
+    assert heard.views()[0].state == STALE
+    assert collect(heard, datagrams[2], now_ns=now_ns) == [("heard_again", 4), ("book", 4)]
+    assert heard.views()[0].state == LIVE
+
+
+def test_silence_is_not_lifted_before_the_gap_behind_it_is_declared():
+    publisher, datagrams = published()
+    changes(publisher, 9)
+    heard = Receiver(hold_ns=1_000)
+    collect(heard, datagrams[0])
+    exhaust(heard.tick(START + 4 * SECOND))
+    view = heard.views()[0]
+    for item in heard.heard(datagrams[4], START + 5 * SECOND):
+        assert view.state == STALE
+    assert view.state == STALE and view.reason == "silent"
+    found = []
+    for item in heard.tick(START + 5 * SECOND + 1_000):
+        found.append(KINDS[item.kind])
+        assert view.state == STALE
+    assert found == ["gap", "heard_again"] and view.reason == "gap"
+
+
+def test_signed_packets():
+    seal = Seal(b"sixteen bytes or")
+    publisher, datagrams = published(seal=seal)
+    publisher.change(0)
+    publisher.encoder.end()
+    publisher.round()
+    heard = Receiver(seal=seal)
+    unsigned = published()[1][0]
+    bad = bytearray(datagrams[0])
+    bad[60] ^= 1
+    assert collect(heard, unsigned, bytes(bad), datagrams[0][:-1], b"") == [] and heard.streams == {}
+    assert heard.errors == {"packet is not signed": 1, "signature does not verify": 1,
+                            "datagram of N bytes states N": 1, "datagram of N bytes, a packet header has N": 1}
+    spoiled = bytearray(publisher.loops[0])
+    spoiled[-1] ^= 1
+    assert collect(heard, *publisher.loops, bytes(spoiled)) == [("session", 4), ("definition", 4), ("book", 4)]
+    heard = Receiver(seal=seal)
+    assert collect(heard, datagrams[0], stamped(datagrams[1]), *datagrams[2:]) == [
+        ("session", 1), ("definition", 1), ("book", 2), ("book", 3), ("end", 4)]
+    old = Publisher(START - SECOND, random.Random(1), count=1, packet_bytes=1472, seal=seal)
+    old.encoder.heartbeat()
+    exhaust(heard.tick(START + 9 * SECOND))
+    assert collect(heard, *old.datagrams, now_ns=START + 9 * SECOND) == [] and heard.stragglers == 1
+    plain = Receiver()                               # without the key the trailer is skipped
+    assert len(collect(plain, *datagrams)) == 5
+
+
+# -- the loop
+
+
+def test_a_joiner_is_live_within_a_round_though_nothing_happens():
+    publisher, _ = published(count=3)
+    publisher.go_stale(2)
+    publisher.round()
+    heard = Receiver()
+    assert [kind for kind, sequence in collect(heard, *publisher.loops) if sequence == 8] == [
+        "session", "definition", "book", "definition", "book", "definition", "state"]
+    assert check_books(heard, publisher) == 2 and heard.taken_from_loop == 2
+    assert [(view.state, view.reason) for view in heard.views()][2] == (STALE, "gap")
+    assert heard.packets == heard.messages == 0 and heard.lines == {}
+    assert told(heard.tick(START + 4 * SECOND)) == [("silent", 8)]          # the loop keeps nothing alive
+    publisher.loops.clear()
+    publisher.round()
+    assert collect(heard, *publisher.loops, now_ns=START + 4 * SECOND) == [] and heard.views()[0].state == STALE
+    assert (heard.rounds, heard.streams[3, START].round_ns) == (2, 4 * SECOND)
+    publisher.datagrams.clear()
+    publisher.encoder.heartbeat()
+    assert collect(heard, *publisher.datagrams[1:], now_ns=START + 4 * SECOND) == [("heard_again", 8)]
+    assert check_books(heard, publisher) == 2
+
+
+def lossy(count=6, **options):
+    """Return a publisher and a receiver whose only book is out of step by a gap, 3..3, then has had some changes."""
+    publisher, datagrams = published()
+    heard = Receiver(**options)
+    changes(publisher, 1)
+    collect(heard, datagrams[0])
+    datagrams.clear()
+    changes(publisher, count)
+    return publisher, datagrams, heard
+
+
+def test_a_book_of_the_loop_that_is_behind_gets_what_followed_on_top():
+    publisher, datagrams, heard = lossy(3)
+    publisher.repeat(0)                                                     # holds at 7
+    publisher.datagrams, more = [], publisher.datagrams
+    changes(publisher, 3)
+    collect(heard, *more, *publisher.datagrams)
+    assert heard.views()[0].state == STALE and heard.streams[3, START].expected == 10
+    assert collect(heard, *publisher.loops) == [("book", 10)]
+    assert check_books(heard, publisher) == 1 and heard.views()[0].epoch == 1
+    assert heard.kept_numbers == 0
+
+
+def test_a_book_of_the_loop_from_before_the_loss_is_of_no_use():
+    publisher, datagrams, heard = lossy(0)
+    publisher.repeat(0)
+    changes(publisher, 2)
+    collect(heard, datagrams[1])
+    assert collect(heard, *publisher.loops) == [] and heard.views()[0].state == STALE
+
+
+def test_a_book_of_the_loop_that_is_ahead_waits():
+    publisher, datagrams, heard = lossy(3)
+    collect(heard, datagrams[0])
+    publisher.repeat(0)
+    assert collect(heard, *publisher.loops) == [] and heard.kept_numbers > 0
+    changes(publisher, 1)
+    assert collect(heard, datagrams[1]) == []
+    assert collect(heard, *datagrams[2:]) == [("book", 7), ("book", 7)]
+    assert check_books(heard, publisher) == 1 and heard.kept_numbers == 0
+
+
+def test_a_state_told_since_then_makes_a_book_of_the_loop_useless():
+    publisher, datagrams, heard = lossy(2)
+    publisher.repeat(0)
+    publisher.go_stale(0)
+    publisher.encoder.flush()
+    assert collect(heard, *datagrams) == [("gap", 3), ("state", 6)]
+    assert collect(heard, *publisher.loops) == [] and heard.views()[0].reason == "gap"
+    publisher.loops.clear()
+    publisher.repeat(0)
+    assert collect(heard, *publisher.loops) == []                           # nothing new in it
+    publisher.go_live(0)
+    publisher.repeat(0)
+    publisher.encoder.flush()
+    assert collect(heard, *publisher.loops[-1:], *datagrams[-1:]) == [("book", 7)]
+    assert heard.mismatches == 0
+
+
+@pytest.mark.parametrize("keep, is_live", [(0, False), (2, False), (3, True), (512, True)])
+def test_what_is_kept_is_bounded(keep, is_live):
+    publisher, datagrams, heard = lossy(1, keep=keep)
+    publisher.repeat(0)
+    changes(publisher, 3)
+    collect(heard, *datagrams)
+    view = heard.views()[0]
+    assert len(view.kept) == min(keep, 4)
+    assert collect(heard, *publisher.loops) == [("book", 8)] * is_live
+    assert check_books(heard, publisher) == is_live
+    publisher.repeat(0)
+    assert collect(heard, publisher.loops[-1]) == [("book", 8)] * (not is_live)
+    assert check_books(heard, publisher) == 1 and heard.kept_numbers == 0
+
+
+def test_all_that_is_kept_is_bounded(monkeypatch):
+    monkeypatch.setattr(receiver, "MAX_KEPT_NUMBERS", 100)
+    monkeypatch.setattr(receiver, "MAX_AHEAD", 2)
+    publisher, datagrams, heard = lossy(40)
+    collect(heard, *datagrams)
+    assert 0 < heard.kept_numbers <= 100
+    publisher.change(0)
+    publisher.repeat(0)
+    publisher.repeat(0)
+    collect(heard, *publisher.loops)
+    assert heard.kept_numbers <= 100 and len(heard.streams[3, START].ahead) <= 2
+
+
+def test_a_book_in_parts_needs_all_of_them():
+    publisher, datagrams = published(count=2)
+    publisher.loop.most = publisher.loop.packet_bytes = publisher.loop.room = publisher.loop.limit = 256
+    publisher.books[1] = ({at: 1 for at in range(1, 40)}, {at: 1 for at in range(50, 90)})
+    publisher.instruments[1].depth = 0
+    publisher.round(1)
+    count = len(publisher.loops)
+    assert count > 5
+    assert collect(Receiver(), *publisher.loops)[-1][0] == "book"
+    for at in range(count):
+        heard = Receiver()
+        collect(heard, *publisher.loops[:at], *publisher.loops[at + 1:])
+        assert heard.taken_from_loop == 0 and heard.loop_lost == (0 < at < count - 1)
+    heard = Receiver()
+    for datagram in publisher.loops:
+        collect(heard, datagram, datagram)                              # two lines
+    assert heard.taken_from_loop == 1 and heard.loop_unused == count
+
+
+def test_the_loop_is_compared_with_a_book_in_step():
+    publisher, datagrams = published()
+    publisher.round()
+    heard = Receiver()
+    assert collect(heard, *datagrams, *publisher.loops)[1:] == [("definition", 1), ("book", 2)]
+    assert (heard.mismatches, heard.views()[0].refreshes, heard.taken_from_loop) == (0, 1, 0)
+    publisher.books[0][0][49] = 999
+    publisher.repeat(0)
+    assert collect(heard, publisher.loops[-1]) == [("book", 3)]
+    assert heard.mismatches == heard.taken_from_loop == 1 and "COIN0USDT at venue sequence 77" in heard.last_mismatch
+    publisher.states[0] = STALE
+    publisher.repeat(0)
+    assert collect(heard, publisher.loops[-1]) == [("state", 3)]
+    assert heard.mismatches == 2 and heard.views()[0].state == STALE
+
+
+def test_the_loop_does_not_open_a_session_where_another_is_heard():
+    publisher, datagrams = published()
+    heard = Receiver()
+    collect(heard, *datagrams)
+    restarted = Publisher(START + SECOND, random.Random(2), count=1, packet_bytes=1472)
+    restarted.define()
+    restarted.encoder.flush()
+    restarted.round()
+    assert collect(heard, *restarted.loops) == [] and heard.loop_unused == 1
+    restarted.encoder.heartbeat()
+    assert collect(heard, *restarted.datagrams[1:]) == [("end", 3), ("session", 1), ("gap", 1)]
+    restarted.round()
+    assert collect(heard, restarted.loops[-1]) == [("definition", 2), ("state", 2)] and heard.lost == 1
+
+
+def test_a_packet_that_was_being_filled_when_the_loop_told_its_place():
+    publisher, datagrams = published()
+    datagrams.clear()
+    publisher.change(0)
+    publisher.repeat(0)
+    publisher.change(0)
+    publisher.encoder.flush()
+    heard = Receiver()
+    assert collect(heard, *publisher.loops) == [("session", 4), ("definition", 4), ("book", 4)]
+    assert collect(heard, *datagrams) == [("book", 4)]
+    assert check_books(heard, publisher) == 1 and heard.errors == {} and heard.lines[0].lost == heard.lost == 0
+
+
+def test_a_definition_that_was_lost_makes_numbers_mean_nothing():
+    publisher, datagrams = published()
+    heard = Receiver()
+    collect(heard, *datagrams)
+    datagrams.clear()
+    publisher.rescale(0)                             # STATUS, DEFINITION, SNAPSHOT
+    publisher.encoder.flush()
+    publisher.encoder.trade(0, LIVE, 2, 9, START, START, 1, 5, 7, 2, LAST | 1 << EDITION_SHIFT)
+    publisher.go_live(0)
+    publisher.encoder.flush()
+    assert collect(heard, datagrams[1]) == [("gap", 3), ("trade", 6)]
+    view = heard.views()[0]
+    assert (view.state, view.reason, view.edition) == (SYNCING, "no definition", 1)
+    publisher.repeat(0)
+    assert collect(heard, *publisher.loops) == [("definition", 8), ("book", 8)]
+    assert check_books(heard, publisher) == 1
+
+
+def test_numbers_are_right_where_types_are_unknown():
+    publisher, datagrams = published()
+    encoder = publisher.encoder
+    at = encoder.claim(packet.MESSAGE.size)
+    packet.MESSAGE.pack_into(encoder.buffer, at, 99, 40, 0, 1, 1, 1, LAST, LIVE, 0, 1)
+    encoder.commit(packet.MESSAGE.size)
+    encoder.trade(0, LIVE, 1, 9, START, START, 1, 5, 7, 2)
+    encoder.flush()
+    heard = Receiver()
+    assert collect(heard, *datagrams)[-1] == ("trade", 4)
+    assert (heard.unknown_messages, heard.messages) == (1, 4)
+
+
+def test_a_malformed_datagram_moves_nothing():
+    publisher, datagrams = published()
+    changes(publisher, 3)
+    heard = Receiver(hold_ns=SECOND)
+    collect(heard, datagrams[0])
+    stream = heard.streams[3, START]
+    for datagram in (datagrams[1], datagrams[3], stamped(datagrams[2])):
+        for at, value in ((40, 99), (42, 41), (73, 9), (74, 255)):       # type stays, size, state, bids
+            data = bytearray(datagram)
+            data[at] = value
+            if at == 40:
+                data[at] = packet.TRADE
+            collect(heard, bytes(data))
+    data = bytearray(datagrams[1])
+    data[8] += 1                                                       # a greater session, and nonsense in it
+    data[42] = 41
+    collect(heard, bytes(data))
+    other = bytearray(data)
+    other[6] = 9                                                       # another channel, another line
+    collect(heard, bytes(other), line=7)
+    assert sum(heard.errors.values()) == 14 and heard.packets == 1
+    assert stream.expected == 3 and not stream.order.waits
+    assert list(heard.streams) == [(3, START)] and list(heard.lines) == [0]
+    assert collect(heard, *datagrams[1:]) == [("book", 3), ("book", 4), ("book", 5)]
+
+
+def test_lines_and_streams_are_bounded(monkeypatch):
+    monkeypatch.setattr(receiver, "MAX_LINES", 2)
+    monkeypatch.setattr(receiver, "MAX_STREAMS", 2)
+    publisher, datagrams = published()
+    heard = Receiver()
+    for line in range(4):
+        collect(heard, datagrams[0], line=line)
+    assert list(heard.lines) == [0, 1] and heard.errors == {"more than N lines": 2}
+    for channel in range(4, 8):
+        other = Publisher(START, random.Random(1), channel=channel)
+        other.encoder.end()
+        collect(heard, *other.datagrams)
+    assert len(heard.streams) == 2 and (3, START) in heard.streams            # those that ended made room
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("block", range(10))
+def test_many_storms(block):
+    for seed in range(1_000 + 100 * block, 1_100 + 100 * block):
+        print(f"seed {seed}")
+        storm(seed)

@@ -29,10 +29,10 @@ def test_places():
     assert deliver(order, 15, 5, 1) == (AHEAD, [])                       # 12..14 are missing
     assert deliver(order, 25, 1, 2) == (AHEAD, [])                       # 20..24 too
     assert order.wanted(2) == [(12, 14, 1), (20, 24, 2)] and order.deadline_ns == 1_001
-    for first, count, place in ((10, 2, DUPLICATE), (3, 4, DUPLICATE), (11, 2, OVERLAP), (9, 20, OVERLAP), (15, 5, DUPLICATE),
-                                (16, 2, DUPLICATE), (14, 2, OVERLAP), (12, 3, FILLS), (13, 1, FILLS), (19, 2, OVERLAP),
-                                (21, 2, FILLS), (22, 4, OVERLAP), (24, 1, FILLS), (25, 2, OVERLAP), (26, 9, AHEAD),
-                                (30, 1, AHEAD)):
+    for first, count, place in (
+            (10, 2, DUPLICATE), (3, 4, DUPLICATE), (11, 2, OVERLAP), (9, 20, OVERLAP), (15, 5, DUPLICATE),
+            (16, 2, DUPLICATE), (14, 2, OVERLAP), (12, 3, FILLS), (13, 1, FILLS), (19, 2, OVERLAP), (21, 2, FILLS),
+            (22, 4, OVERLAP), (24, 1, FILLS), (25, 2, OVERLAP), (26, 9, AHEAD), (30, 1, AHEAD)):
         assert order.place(first, count) == place, (first, count)
     assert deliver(order, 22, 1, 3) == (FILLS, [])
     assert order.wanted(3) == [(12, 14, 1), (20, 21, 2), (23, 24, 2)]
