@@ -22,7 +22,7 @@ have a hole between any two events. What came by several sockets is put in the o
 
 from collections import deque
 from operator import itemgetter
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Union
+from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Union
 
 from feeder.arbiter import Arbiter
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
@@ -38,6 +38,7 @@ MOST = 16_384                    # datagrams taken in one look; about 50 ms
 
 FAILED: Any = object()
 
+Came = Tuple[bytes, int, Any]    # a datagram, when it came, and its origin: a line's number, or a server's address
 came_at = itemgetter(1)
 
 
@@ -83,11 +84,11 @@ class Listener:
         self.conflator = Conflator() if conflate else None
         self.events = 0                  # handed over
         self.is_stopped = False
-        self.queue = deque()             # (datagram, when it came, origin)
+        self.queue: Deque[Came] = deque()
         self.queue_bytes = queue_bytes
         self.queued_bytes = self.most_queued_bytes = 0
         self.is_full = False
-        self.came = []                   # what is read in the present look
+        self.came: List[Came] = []       # what is read in the present look
         self.look_at_ns = 0              # steady
         self.empty_ns = 0                # a time up to which all that came is in the queue, or was; wall
         self.pump = self.flow() if self.conflator is None else self.conflated()
