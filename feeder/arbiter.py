@@ -3,24 +3,24 @@
 In:   what the Receiver heard, one Heard at a time.   Out: the public events (events.py) that it means.
 Hot:  Arbiter.on_book, on_trade, on_quote: they add about a quarter to what the Receiver costs.
 
-A stream is one (channel, session), and has its own View of each instrument. An instrument is (venue, symbol), carried by
-any number of streams; its Choice says whose book is shown (`followed`), and changes it:
+A stream is one (channel, session), and has its own View of each instrument. An instrument is (venue, symbol), carried
+by any number of streams; its Choice says whose book is shown (`followed`), and changes it:
 
-    the followed book is live    another one takes over only in a race: its venue sequence is greater than the last told
-    it is not, or it is gone     any other live one, in a race only if its venue sequence is not lower: never back in time
+    the followed book is live    another takes over only in a race: its venue sequence is greater than the last told
+    it is not, or it is gone     any other live one; in a race only if its venue sequence is not lower
     none is                      the instrument is not live, for the reason of the one that was followed
 
-There is a race where all streams say that the number is the same on every connection (Definition.shared) and scale alike.
-Else the followed stream alone is heard, so a change between two of them may miss trades, or tell some twice; Switch says
-where. Who was not live for SETTLED_NS takes no lead from one who is: a stream that loses packets would flap. A live book
-that stays lower for BEHIND_NS, when there is no other, is taken all the same: no line is late for so long, so what it
-lacks was outside its window, or the venue began to count anew.
+There is a race where all streams say that the number is the same on every connection (Definition.shared), and scale
+alike. Else the followed stream alone is heard, so a change between two of them may miss trades, or tell some twice:
+Switch says where. Who was not live for SETTLED_NS takes no lead from one who is: a stream that loses packets would
+flap. A live book that stays lower for BEHIND_NS, when there is no other, is taken all the same: no line is late for
+so long, so what it lacks was outside its window, or the venue began to count anew.
 
-Another stream's book has another window, so a change of streams brings the whole book, as a snapshot; so does becoming
-live. Over all instruments walk only tick(), once a second, what begins and ends streams, and, where there are several, a
-gap; with one stream a gap walks over those that were live.
+Another stream's book has another window, so a change of streams brings the whole book, as a snapshot; so does
+becoming live. Over all instruments walk only tick(), once a second, what begins and ends streams, and, where there are
+several, a gap; with one stream a gap walks over those that were live.
 
-A gap of one stream is `covered` where another one carries all that it does. Should that one fail before it can be sure to
+A gap of one stream is `covered` where another one carries all that it does. Should that one fail before it is sure to
 have brought it, the Gap is told again, as not covered.
 
 Not here: order and loss within a stream (receiver.py), clocks: `now_ns` is the wall clock, as given to the Receiver.
@@ -33,13 +33,12 @@ from typing import Any
 
 from feeder import receiver
 from feeder.counter import Histogram
-from feeder.events import (Book, Definition, Dropped, Event, Gap, Instrument, Level, Line, Quote, Session, SessionEnded, Silence,
-                           State, Switch, Trade, Venue)
+from feeder.events import (Book, Definition, Dropped, Event, Gap, Instrument, Level, Line, Quote, Session, SessionEnded,
+                           Silence, State, Switch, Trade, Venue)
 from feeder.message import LIVE, REASONS, STALE, STATE_NAMES
 from feeder.packet import SHARED_BBO, SHARED_BOOK, SHARED_TRADE, SNAPSHOT, Status
 
 MAX_INSTRUMENTS = 65_536
-MAX_STREAMS = 1_024               # silent ones beyond it are forgotten, the longest silent first
 MAX_FINISHED = 32                 # ended streams kept for the report
 MAX_PROMISES = 1_000              # covered gaps that may have to be told again
 KNOWN_TRADES = 1_024              # ids remembered at least, of an instrument
@@ -58,8 +57,8 @@ SCALE = slice(Definition._fields.index("price_exponent"), Definition._fields.ind
 class Flow:
     """One stream, and its part in the race."""
 
-    __slots__ = ("channel", "session", "carriers", "live", "quoted", "silent_ns", "wins", "late", "unused", "lag", "gaps",
-                 "lost", "covered")
+    __slots__ = ("channel", "session", "carriers", "live", "quoted", "is_silent", "wins", "late", "unused", "lag",
+                 "gaps", "lost", "covered")
 
     def __init__(self, channel, session):
         self.channel = channel
@@ -67,7 +66,7 @@ class Flow:
         self.carriers = {}             # view -> Carrier
         self.live = {}                 # those whose book is live, as keys: in order
         self.quoted = set()            # those that told the last quote of their instrument
-        self.silent_ns = None          # since when it is
+        self.is_silent = False
         self.wins = 0                  # events that came here first
         self.late = 0                  # that another stream had told
         self.unused = 0                # of one that was not followed, where there is no race
@@ -76,7 +75,7 @@ class Flow:
 
     def report(self):
         return {"channel": self.channel, "session": self.session, "instruments": len(self.carriers),
-                "live": len(self.live), "silent": self.silent_ns is not None, "wins": self.wins, "late": self.late,
+                "live": len(self.live), "silent": self.is_silent, "wins": self.wins, "late": self.late,
                 "unused": self.unused, "lag_ns": self.lag.summary(), "gaps": self.gaps, "lost": self.lost,
                 "covered": self.covered}
 
@@ -84,7 +83,8 @@ class Flow:
 class Carrier:
     """One instrument in one stream."""
 
-    __slots__ = ("flow", "view", "choice", "definition", "is_live", "live_ns", "sequence", "event_ns", "recv_ns", "is_quoting")
+    __slots__ = ("flow", "view", "choice", "definition", "is_live", "live_ns", "sequence", "event_ns", "recv_ns",
+                 "is_quoting")
 
     def __init__(self, flow, view):
         self.flow = flow
@@ -100,8 +100,8 @@ class Carrier:
 class Choice:
     """One instrument: who carries it, who is followed, what was told."""
 
-    __slots__ = ("instrument", "carriers", "followed", "shared", "races", "venue_sequence", "behind_ns", "trades", "books",
-                 "quote_sequence", "quote_ns", "quoting")
+    __slots__ = ("instrument", "carriers", "followed", "shared", "races", "venue_sequence", "behind_ns", "trades",
+                 "books", "quote_sequence", "quote_ns", "quoting")
 
     def __init__(self, instrument):
         self.instrument = instrument
@@ -183,10 +183,7 @@ class Arbiter:
             return NOTHING
         self.ticked_ns = now_ns
         events: list[Event] = []
-        silent = [flow for flow in self.flows.values() if flow.silent_ns is not None]
-        if len(self.flows) > MAX_STREAMS and silent:
-            events += self.finish(min(silent, key=lambda flow: flow.silent_ns), "silent", now_ns)
-        for choice in list(self.choices.values()):
+        for choice in self.choices.values():
             events += self.settle(choice, "", now_ns)
         return events
 
@@ -302,7 +299,10 @@ class Arbiter:
                     tuple(chain.from_iterable(view.bids.levels())), tuple(chain.from_iterable(view.asks.levels())))
 
     def show(self, choice, anew=False):
-        """Bring the instrument's state up to date; return what that means: the whole book, too, if it is `anew` or live now."""
+        """Bring the instrument's state up to date; return what that means.
+
+        With the whole book where it became live, or, `anew`, where it is another one.
+        """
         instrument, followed = choice.instrument, choice.followed
         state = followed.view.state
         if followed not in choice.carriers and state == LIVE:
@@ -410,7 +410,7 @@ class Arbiter:
         return self.settle(carrier.choice, reason_text(status.reason) if type(status) is Status else "", now_ns)
 
     def join(self, heard, now_ns):
-        """A view whose definition was not told here: the arbiter came later, or had forgotten a silent stream."""
+        """A view whose definition was not told here: the arbiter came later."""
         if heard.view is None or heard.view.definition is None:
             self.undefined += 1
             return NOTHING
@@ -510,7 +510,10 @@ class Arbiter:
                    for other in choice.carriers)
 
     def doubt(self, flow, now_ns):
-        """Something of the stream is missing: so may be newer quotes, and what it was to bring for others; return those Gaps."""
+        """Something of the stream is missing: so may be newer quotes, and what it was to bring for others.
+
+        Returns the Gaps of others that it does not cover after all.
+        """
         for carrier in flow.quoted:
             choice = carrier.choice
             if choice.quoting is carrier and not (choice.races & SHARED_BBO and choice.instrument.state == "live"):
@@ -528,7 +531,7 @@ class Arbiter:
 
     def on_silent(self, heard, now_ns):
         flow = self.flow(heard.stream)
-        flow.silent_ns = now_ns
+        flow.is_silent = True
         events = [Silence(flow.channel, flow.session, False, self.is_covered(flow, now_ns)),
                   *self.replaced_by(flow, "silent")]
         for carrier in list(flow.live):
@@ -537,7 +540,7 @@ class Arbiter:
 
     def on_heard_again(self, heard, now_ns):
         flow = self.flow(heard.stream)
-        flow.silent_ns = None
+        flow.is_silent = False
         events = [Silence(flow.channel, flow.session, True, self.is_covered(flow, now_ns))]
         for carrier in list(flow.carriers.values()):
             events += self.settle(carrier.choice, "", now_ns)
@@ -578,7 +581,8 @@ class Arbiter:
 
     def on_venue(self, heard, now_ns):
         status = heard.message
-        return (Venue(status.venue, bool(status.connected), reason_text(status.reason), status.text, *heard.stream.key),)
+        reason = reason_text(status.reason)
+        return (Venue(status.venue, bool(status.connected), reason, status.text, *heard.stream.key),)
 
     def report(self) -> dict[str, Any]:
         """Return who was how good, JSON-ready."""

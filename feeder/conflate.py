@@ -4,7 +4,7 @@ In:   public events (events.py), as they happen.   Out: fewer of them, in order,
 
 What take() returns is what was added, less what something newer has replaced:
 
-    Book, Quote, State, Definition ...    the newest of each instrument, at its place; older ones are counted in `merged`
+    Book, Quote, State, Definition ...    the newest of each instrument, at its place; `merged` counts the older ones
     Trade                                 all, up to `bound`; then a Dropped of the instrument, counting
     Gap                                   all, up to `bound`; then the last one of its stream is widened
 
@@ -97,8 +97,8 @@ class Conflator:
         self.clear()
         if not replaced:
             return events
-        return [whole(event) if type(event) is Book and event.instrument in replaced and not event.is_snapshot else event
-                for event in events]
+        return [whole(event) if type(event) is Book and not event.is_snapshot and event.instrument in replaced
+                else event for event in events]
 
 
 def whole(book):

@@ -72,7 +72,7 @@ class Book(NamedTuple):
     definition: Definition
     channel: int
     session: int
-    sequence: int                      # of the event's last message; of a snapshot from the loop: the one that comes next
+    sequence: int                      # of the event's last message; of a book of the loop: the one that comes next
     venue_sequence: int                # the venue's id of the last update in the book
     event_ns: int
     recv_ns: int
@@ -200,7 +200,7 @@ class SessionEnded(NamedTuple):
 class Silence(NamedTuple):
     """Nothing comes of a stream for longer than a publisher may be silent; or, is_over, it is heard again.
 
-    `covered`: other streams carry all that it did. What was missed meanwhile of one that is heard again is told by Gaps.
+    `covered`: other streams carry all that it did. What was missed of one that is heard again is told by Gaps.
     """
 
     channel: int

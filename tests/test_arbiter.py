@@ -1,4 +1,4 @@
-"""The arbiter over real publishers, encoders and receivers: a venue whose every book is remembered, streams that fail."""
+"""The arbiter over real publishers, encoders, receivers: a venue whose every book is remembered, streams that fail."""
 
 import random
 
@@ -21,7 +21,7 @@ ALL = SHARED_BOOK | SHARED_TRADE | SHARED_BBO
 DEPTH = 5
 
 
-class Venue_:
+class Exchange:
     """One market of a few instruments; what it looked like at each number."""
 
     def __init__(self, dice, count=2):
@@ -228,7 +228,7 @@ def of(kind, events):
 
 @pytest.fixture
 def venue():
-    return Venue_(random.Random(7))
+    return Exchange(random.Random(7))
 
 
 # -- one stream ------------------------------------------------------------------------------------------------
@@ -661,7 +661,7 @@ def storm(seed, count):
     """Two lossy streams of one venue, with restarts, stale books and lags: Consumer checks each event."""
     print(f"seed {seed}")
     dice = random.Random(seed)
-    venue = Venue_(dice, 3)
+    venue = Exchange(dice, 3)
     shared = dice.choice((ALL, ALL, 0, SHARED_BOOK, SHARED_TRADE))
     feeds = [Feed(venue, 1, shared, dice.choice((5, 8))), Feed(venue, 2, shared, dice.choice((5, 8)))]
     consumer = Consumer(venue, ("a", "b"), hold_ns=dice.choice((0, 20 * MILLISECOND)))

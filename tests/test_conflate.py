@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from test_arbiter import ALL, Consumer, Feed, Pair, Venue_, kinds, of
+from test_arbiter import ALL, Consumer, Feed, Pair, Exchange, kinds, of
 
 from feeder.clock import SECOND
 from feeder.conflate import Conflator
@@ -12,7 +12,7 @@ from feeder.events import Book, Dropped, Gap, Line, Trade
 
 @pytest.fixture
 def venue():
-    return Venue_(random.Random(11))
+    return Exchange(random.Random(11))
 
 
 def test_the_newest_of_each_instrument_and_all_trades(venue):
@@ -85,7 +85,7 @@ def test_the_books_of_a_reader_who_comes_seldom(seed):
     """Consumer holds its own books, made of what is left, against the instruments'."""
     print(f"seed {seed}")
     dice = random.Random(seed)
-    venue = Venue_(dice)
+    venue = Exchange(dice)
     pair = Pair(venue, dice.choice((0, ALL)), settled=False)
     pair.consumer.is_monotonic = False                    # what is late for BEHIND_NS may go back
     reader, conflator = Consumer(), Conflator()

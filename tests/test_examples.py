@@ -15,12 +15,13 @@ import typing
 from pathlib import Path
 
 import pytest
-from test_arbiter import Feed, Venue_
+from test_arbiter import Feed, Exchange
 
 import feeder
 from feeder import events
 from feeder.clock import wall_ns
 from feeder.errors import HostError
+from feeder.listener import Listener
 from feeder.net import PacketReceiver, PacketSender, UnicastSocket
 from feeder.twin import spawn
 
@@ -90,7 +91,7 @@ class Wire:
     def __init__(self):
         self.address = free_address()
         self.sender = PacketSender(*self.address, interface="127.0.0.1")
-        self.feed = Feed(Venue_(random.Random(5)), wall_ns())
+        self.feed = Feed(Exchange(random.Random(5)), wall_ns())
 
     @property
     def line(self):
@@ -235,9 +236,10 @@ def public_functions(owner):
 
 
 @pytest.mark.parametrize("owner", [getattr(events, name) for name in dir(events)
-                                   if inspect.isclass(getattr(events, name)) and not name.startswith("_")],
+                                   if inspect.isclass(getattr(events, name)) and not name.startswith("_")]
+                         + [Listener],
                          ids=lambda owner: owner.__name__)
-def test_events_are_typed(owner):
+def test_what_is_public_is_typed(owner):
     for function in public_functions(owner):
         hints = typing.get_type_hints(function)
         assert set(hints) == {*inspect.signature(function).parameters, "return"} - {"self"}, function
@@ -250,6 +252,7 @@ def test_the_examples_pass_a_type_checker():
     if importlib.util.find_spec("mypy") is None:
         pytest.skip("no mypy")
     done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--cache-dir=/dev/null",
-                           *map(str, sorted(EXAMPLES.glob("*.py")))], cwd=str(PROJECT), stdout=subprocess.PIPE, text=True)
+                           *map(str, sorted(EXAMPLES.glob("*.py")))], cwd=str(PROJECT), stdout=subprocess.PIPE,
+                          text=True)
     assert done.returncode == 0, done.stdout
     assert feeder.__file__ and (PROJECT / "feeder" / "py.typed").exists()

@@ -20,7 +20,7 @@ DRAW_S = 0.5
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("instruments", nargs="*", metavar="NAME", help="BTC/USDT, or binance_spot:BTCUSDT; default: all")
+    parser.add_argument("instruments", nargs="*", metavar="NAME", help="BTC/USDT or binance_spot:BTCUSDT; default: all")
     parser.add_argument("--line", action="append", metavar="ENDPOINT", help="repeat it for several lines")
     parser.add_argument("--snapshot-port", type=int, default=30002, metavar="P")
     parser.add_argument("--interface", default="127.0.0.1", metavar="I")

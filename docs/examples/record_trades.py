@@ -21,7 +21,7 @@ from feeder.events import Dropped, Event, Gap, Instrument, SessionEnded, Silence
 
 MISSED = 3
 FIELDS = ("event_ns", "recv_ns", "venue", "symbol", "trade_id", "side", "price", "quantity")
-NO_TRADES = ("disconnect", "ring_full", "shutdown")          # the feeder itself did not get them, or could not send them
+NO_TRADES = ("disconnect", "ring_full", "shutdown")          # the feeder itself did not get them, or lost them
 
 
 def main() -> int:
