@@ -10,6 +10,7 @@ import gzip
 import json
 import zlib
 from collections import namedtuple
+from contextlib import ExitStack, contextmanager
 
 from feeder.errors import CaptureError
 
@@ -19,21 +20,36 @@ MAX_TIME_NS = 1 << 63
 Record = namedtuple("Record", "t conn kind direction payload")
 
 
-def read(path):
-    """Yield the Records of a recording; `payload` is bytes. Raises CaptureError."""
+@contextmanager
+def opened(path):
+    """Give a file open for reading, unpacked where it is packed, and its first byte or more. Raises CaptureError."""
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "rb"))
+            if file.peek(2)[:2] == b"\x1f\x8b":             # so that a pipe will do, too
+                file = stack.enter_context(gzip.GzipFile(fileobj=file))
+            head = file.peek(4)
+        except (OSError, EOFError, zlib.error) as error:
+            raise CaptureError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+        yield file, head
+
+
+def read(path, file=None):
+    """Yield the Records of a recording; `payload` is bytes. `file`: it is open already. Raises CaptureError."""
+    if file is None:
+        with opened(path) as (file, _):
+            yield from read(path, file)
+        return
+    number = 0
     try:
-        with open(path, "rb") as raw:
-            packed = raw.peek(2)[:2] == b"\x1f\x8b"         # so that a pipe will do, too
-            with (gzip.GzipFile(fileobj=raw) if packed else raw) as file:
-                number = 0
-                while True:
-                    line = file.readline(MAX_LINE_BYTES + 1)
-                    if not line:
-                        return
-                    number += 1
-                    if len(line) > MAX_LINE_BYTES:
-                        raise CaptureError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
-                    yield record(line, path, number)
+        while True:
+            line = file.readline(MAX_LINE_BYTES + 1)
+            if not line:
+                return
+            number += 1
+            if len(line) > MAX_LINE_BYTES:
+                raise CaptureError(f"{path}, line {number}: longer than {MAX_LINE_BYTES} bytes")
+            yield record(line, path, number)
     except (OSError, EOFError, zlib.error) as error:
         raise CaptureError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
 

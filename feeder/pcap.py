@@ -95,6 +95,11 @@ def record(recv_ns, source, destination, datagram):
                      struct.pack("!HH", udp_bytes, checksum), datagram))
 
 
+def begins(head):
+    """Return True if a file that begins so, be it one byte, is a pcap file of any kind; a recording never does."""
+    return head[:1] in (b"\xd4", b"\x4d", b"\xa1") or head[:2] == PCAPNG[:2]
+
+
 # -- reading ------------------------------------------------------------------------------------------------------
 
 @lru_cache(CACHED)

@@ -34,7 +34,7 @@ LAYERS = {
     "feeder.screen": EDGES, "feeder.report": EDGES, "feeder.listings": EDGES, "feeder.keyfile": EDGES,
     "feeder.config": WIRING, "feeder.schema": WIRING, "feeder.publish": WIRING, "feeder.pipeline": WIRING,
     "feeder.ingest": WIRING, "feeder.line": WIRING,
-    "feeder.replay": WIRING, "feeder.listen": WIRING, "feeder.retransmit": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
+    "feeder.replay": WIRING, "feeder.replay_capture": WIRING, "feeder.listen": WIRING, "feeder.retransmit": WIRING, "feeder.run": WIRING, "feeder.supervise": WIRING,
     "feeder.inlet": WIRING, "feeder.listener": WIRING,
     "feeder.stages": WIRING, "feeder.status": WIRING, "feeder.worker": WIRING, "feeder.pipe": EDGES,
     "feeder.twin": WIRING, "feeder.twin.market": MACHINES, "feeder.twin.faults": MACHINES,

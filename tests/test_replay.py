@@ -13,7 +13,7 @@ from support import CAPTURES, PROJECT, lines, needs_captures, recordings, short
 
 from feeder import cli, clock, packet
 from feeder.errors import CaptureError, ConfigError
-from feeder.replay import Replay, speed_of
+from feeder.replay import Pace, Replay, speed_of
 from feeder.venue import VENUES, recognise
 
 WS, REST = "wss://stream.binance.com:9443/stream", "https://api.binance.com/api/v3/depth?symbol=BTCUSDT&limit=1000"
@@ -136,7 +136,7 @@ def test_the_pace_is_the_recordings(tmp_path, monkeypatch, speed, seconds):
 
     monkeypatch.setattr(clock, "sleep", sleep)
     path = written(tmp_path / "a.jsonl", diff(1), diff(2), {**diff(3), "t": None}, diff(3, t=2 * SECOND), diff(10))
-    replay = Replay(lambda datagram: None, session=1, speed=speed)
+    replay = Replay(lambda datagram: None, session=1, pace=Pace(speed))
     replay.file(path)
     assert sum(slept) == pytest.approx(seconds, abs=0.01)
 
