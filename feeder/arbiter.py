@@ -260,8 +260,8 @@ class Arbiter:
             switch = Switch(choice.instrument, flow.channel, flow.session, found.flow.channel, found.flow.session,
                             why or followed.view.reason)
             return [switch, *self.follow(choice, found, now_ns)]
-        if followed not in choice.carriers and choice.carriers:     # it is gone, and who is left has no book yet
-            return self.follow(choice, choice.carriers[0], now_ns)
+        if followed not in choice.carriers and choice.carriers and not any(each.is_live for each in choice.carriers):
+            return self.follow(choice, choice.carriers[0], now_ns)   # it is gone, and who is left has no book yet
         return self.show(choice)
 
     def successor(self, choice, now_ns):
