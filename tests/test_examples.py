@@ -256,3 +256,54 @@ def test_the_examples_pass_a_type_checker():
                           text=True)
     assert done.returncode == 0, done.stdout
     assert feeder.__file__ and (PROJECT / "feeder" / "py.typed").exists()
+
+
+# -- docs/receiving.md ---------------------------------------------------------------------------------------------
+
+PAGE = (PROJECT / "docs" / "receiving.md").read_text(encoding="utf-8")
+
+
+def test_the_page_names_every_event_and_its_fields():
+    rows = {row[0]: row[2] for row in re.findall(r"^\| (\w+) \| (.*) \| (.*) \|$", PAGE, re.M)[1:]}
+    kinds = {kind.__name__: kind for kind in typing.get_args(events.Event)}
+    assert set(rows) == set(kinds)
+    for name, fields in rows.items():
+        for field in fields.replace("exponents", "price_exponent, quantity_exponent").replace(
+                "from and to (channel, session)", "from_channel, to_session").split(", "):
+            assert hasattr(kinds[name], field), (name, field)
+
+
+def test_the_programs_of_the_page_run(wire, tmp_path):
+    """As they are, but for the address, the time, and an end."""
+    programs = re.findall(r"^```python\n(.*?)^```", PAGE, re.M | re.S)
+    assert len(programs) == 2
+    for number, program in enumerate(programs):
+        program = program.replace("239.192.0.1:30001", wire.line).replace('"BTC/USDT"', '"COIN0/USDT"')
+        program = program.replace("seconds=60", "seconds=0.5")
+        path = tmp_path / f"program{number}.py"
+        path.write_text(program)
+        process = Process(tmp_path, path)
+        stop = threading.Event()
+
+        def publish():
+            wire.feed.open()
+            at = 1
+            while not stop.wait(0.02):
+                at += 1
+                for _ in wire.feed.instruments:
+                    wire.feed.publisher.refresh()
+                wire.send(wire.feed.flush() + wire.feed.trade(0, at))
+
+        thread = threading.Thread(target=publish)
+        thread.start()
+        try:
+            if number == 0:
+                assert "COIN0" in process.wait_for("at 150")
+                code, out, err = process.end(signal.SIGINT)
+                assert err.splitlines()[-1] == "KeyboardInterrupt"
+            else:
+                code, out, err = process.end()
+                assert (code, err) == (0, "") and "COIN0/USDT 150\n" in out and out.endswith("\n0\n")
+        finally:
+            stop.set()
+            thread.join()
