@@ -57,7 +57,7 @@ VENUE = 6              # Status of a whole venue
 GAP = 7                # declared lost: a Gap; all books of the stream are out of step
 SESSION = 8            # a stream opened: its Session; `sequence` is the first expected
 END = 9                # a stream is over, by its last packet or because all its lines went to others: its Session
-SILENT, HEARD_AGAIN = 10, 11              # nothing new came for silence_ns, all its books are out of sight: its Session
+SILENT, HEARD_AGAIN = 10, 11              # nothing came for silence_ns, all its books are out of sight: its Session
 LINE_SILENT, LINE_BACK = 12, 13           # its Line; no stream
 KINDS = ("", "book", "trade", "bbo", "state", "definition", "venue", "gap", "session", "end", "silent", "heard_again",
          "line_silent", "line_back")
@@ -262,7 +262,7 @@ class Receiver:
         self.duplicates += 1
         if path is None:
             return
-        path.heard_ns = now_ns
+        path.heard_ns = path.stream.heard_ns = now_ns
         path.duplicates += 1
         arrivals = path.stream.arrivals
         if path.arrived(first, count) and arrivals is not None:
@@ -289,7 +289,7 @@ class Receiver:
                 if path is None:
                     return None
             stream = path.stream
-            path.heard_ns = now_ns
+            path.heard_ns = stream.heard_ns = now_ns
             path.quiet = stream.silent
             if path.line.silent:
                 path.line.silent = False
@@ -317,8 +317,7 @@ class Receiver:
                     stream.arrivals[first % ARRIVALS] = first, now_ns
             else:
                 path.heartbeats += 1
-            if is_newest:                            # what fills a gap, or was known before, does not prove a life
-                stream.heard_ns = now_ns
+            if is_newest:
                 self.send_latency.add(now_ns - packet.send_ns)
         if not count:
             if not is_newest:

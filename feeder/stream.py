@@ -52,7 +52,7 @@ class Stream:
         self.order = order
         self.paths = []
         self.arrivals = None           # [(first number, came_ns), ...] by number, while there are several lines
-        self.heard_ns = now_ns         # when something new came by a line
+        self.heard_ns = now_ns         # when anything of it came by a line
         self.silent = False
         self.is_left = False           # a line went on to another session
         self.is_over = False           # dropped
