@@ -178,6 +178,7 @@ def summary(result):
     lines.append(f"{'venue':<16}{'symbol':<16}{'state':<9}{'events':>9}{'trades':>9}  best bid / ask")
     for row in result["instruments"]:
         touch = " / ".join(str(side[0][0]) if side else "-" for side in (row["bids"], row["asks"]))
-        lines.append(f"{row['venue']:<16}{row['symbol']:<16}{row['state']:<9}{row['events']:>9,}{row['trades']:>9,}"
-                     f"  {touch}" + ("" if row["state"] == "live" else f"  ({row['reason']})"))
+        symbol = row["symbol"] or f"#{row['instrument_id']}"
+        lines.append(f"{row['venue']:<16}{symbol:<16}{row['state']:<9}{row['events']:>9,}{row['trades']:>9,}  {touch}"
+                     + ("" if row["state"] == "live" else f"  ({row['reason']})"))
     return lines
