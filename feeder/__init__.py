@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    """Load the library when it is asked for (PEP 562): the command line starts with this module and has to stay light."""
+    """Load the library when it is asked for (PEP 562): the command line starts here, too, and has to stay light."""
     if name == "Listener":
         from feeder.listener import Listener
         return Listener

@@ -10,7 +10,8 @@ Hot:  Source.read, Inlet.take.
 
 What comes between on_datagram and take is the user's: listen.Monitor takes at once, listener.Listener keeps what it
 read ahead in a queue. Time is the wall clock's, as in the packets, and on Linux the kernel's for each datagram: when it
-came, not when somebody got around to it. What waited in a buffer was not late, and its line was not silent.
+came, not when somebody got around to it. What waited in a buffer was not late, and its line was not silent; latencies
+and lags are of the ways, not of this process.
 
 `origin` is the line's number, for its loop, too (the Receiver tells them apart by flag), or the address of who
 answered a request. Nobody but the configured servers is listened to at that socket.
@@ -36,7 +37,7 @@ DEFAULT_LINE = "239.192.0.1:30001"
 DEFAULT_INTERFACE = "127.0.0.1"
 SNAPSHOT_PORT = 30002
 BUFFER_BYTES = 65_536            # no datagram is longer
-TURN = 64                        # datagrams of one socket, then the next one's: lines are compared by when they were read
+TURN = 64                        # datagrams of one socket, then the others have theirs
 TEND_NS = 250 * MILLISECOND      # between two looks for silence
 HOLD_MS, HOLD_ASKING_MS = 50, 200      # with several lines; where somebody can be asked
 ASK_NS = 500 * MICROSECOND       # between two looks at what is missing, while something is
@@ -116,7 +117,7 @@ class Answers:
 
 
 class Tap:
-    """A publisher's tap on this host, as a line. Nothing wakes its readers: they look, every TAP_NS while nothing comes."""
+    """A publisher's tap on this host, as a line. Nothing wakes who waits for it: one looks, every TAP_NS."""
 
     is_loop = False
 
@@ -359,7 +360,7 @@ class Inlet:
             self.answers[SIX if ":" in address[0] else FOUR].socket.send(request, address)
 
     def time(self, now_ns):
-        """Return a time that does not go back, but with the clock: sockets are read in turns, each with its own times."""
+        """Return a time that goes back with the clock only: sockets are read in turns, each with its own times."""
         if now_ns < self.now_ns < now_ns + SECOND:
             return self.now_ns
         self.now_ns = now_ns

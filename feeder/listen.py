@@ -36,7 +36,8 @@ examples: python3 -m feeder listen
           python3 -m feeder listen --book binance_spot:BTCUSDT
           python3 -m feeder listen --seconds 60 --report report.json
           python3 -m feeder listen --print --count 100
-          python3 -m feeder listen --line 239.192.0.1:30001@eth1 --line 239.192.1.1:30001@eth2 --retransmit 10.0.0.7:30003"""
+          python3 -m feeder listen --line 239.192.0.1:30001@eth1 --line 239.192.0.2:30001@eth2
+          python3 -m feeder listen --retransmit 127.0.0.1:30003 --pcap came.pcap"""
 
 
 def configure(parser):
@@ -62,7 +63,8 @@ def configure(parser):
                         "lines, 200 with --retransmit)")
     parser.add_argument("--source", metavar="A", default="", help="hear nobody else than this sender (SSM)")
     parser.add_argument("--key-file", metavar="FILE", default="", help="count nothing that is not signed with this key")
-    parser.add_argument("--tap", metavar="NAME", default="", help="read a tap on this host, too: one more line")
+    parser.add_argument("--tap", metavar="NAME", default="",
+                        help="read a publisher's tap on this host, a line of shared memory; with --line beside others")
     parser.add_argument("--pcap", metavar="FILE", default="", help="write all that comes to a pcap file")
     parser.add_argument("--seconds", metavar="N", type=number(float, 0.001, 1e8), help="stop after so long")
     parser.add_argument("--count", metavar="N", type=number(int, 1, 2**62), help="stop after so many messages")

@@ -22,7 +22,7 @@ have a hole between any two events. What came by several sockets is put in the o
 
 from collections import deque
 from operator import itemgetter
-from typing import Any, Callable, Deque, Dict, Iterable, Iterator, List, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, Generator, Iterable, Iterator, List, Optional, Tuple, Union
 
 from feeder.arbiter import Arbiter
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
@@ -45,8 +45,8 @@ came_at = itemgetter(1)
 class Listener:
     """Args, all of them optional:
 
-    lines: where the sequenced packets come, "239.192.0.1:30001", "[ff15::1]:30001", "10.0.0.7:30001@eth1"; several where
-        the same packets come twice (A and B), from several publishers, or on several channels.
+    lines: where the sequenced packets come, "239.192.0.1:30001", "[ff15::1]:30001", "10.0.0.7:30001@eth1"; several
+        where the same packets come twice (A and B), from several publishers, or on several channels.
     snapshot_port: of the snapshot loop, at the address of each line; 0: do not listen to it.
     retransmit: servers that can be asked again, "10.0.0.7:30003", the nearest first.
     interface: by which to join, by address or name, where a line does not name its own; "": the kernel's choice.
@@ -91,7 +91,8 @@ class Listener:
         self.came: List[Came] = []       # what is read in the present look
         self.look_at_ns = 0              # steady
         self.empty_ns = 0                # a time up to which all that came is in the queue, or was; wall
-        self.pump = self.flow() if self.conflator is None else self.conflated()
+        self.pump: Generator[Optional[Event], None, None] = (
+            self.flow() if self.conflator is None else self.conflated())
 
     # -- use -------------------------------------------------------------------------------------------------
 
@@ -152,7 +153,7 @@ class Listener:
 
         What a function raises comes out of here; run() may be called again.
         """
-        kinds = {Book: on_book, Trade: on_trade, Quote: on_quote, State: on_state, Gap: on_gap}
+        kinds: Dict[Any, Any] = {Book: on_book, Trade: on_trade, Quote: on_quote, State: on_state, Gap: on_gap}
         functions = {kind: function for kind, function in kinds.items() if function is not None}
         until_ns = None if seconds is None else steady_ns() + int(seconds * SECOND)
         while not self.is_stopped:
@@ -238,23 +239,24 @@ class Listener:
                 yield from arbiter.take(heard, inlet.now_ns)
             yield from arbiter.tick(inlet.now_ns)
 
-    def flow(self) -> Iterator[Optional[Event]]:
+    def flow(self) -> Generator[Optional[Event], None, None]:
         """Yield events as they are asked for; None where there are none now. Never ends."""
         while True:
             for event in self.merged():
-                event = self.told(event)
-                if event is not None:
-                    yield event
+                told = self.told(event)
+                if told is not None:
+                    yield told
             yield None
 
-    def conflated(self) -> Iterator[Optional[Event]]:
+    def conflated(self) -> Generator[Optional[Event], None, None]:
         """The same by way of the conflator: all that is there goes into it before any comes out."""
         conflator = self.conflator
+        assert conflator is not None
         while True:
             for event in self.merged():
-                event = self.told(event)
-                if event is not None:
-                    conflator.add(event)
+                told = self.told(event)
+                if told is not None:
+                    conflator.add(told)
             yield from conflator.take()
             yield None
 

@@ -1,4 +1,4 @@
-"""A publisher made for tests: real encoders, sockets, store and server on loopback, a market of which it keeps the truth.
+"""A publisher made for tests: real encoders, sockets, store and server on loopback; it keeps the truth of its market.
 
 All in the test's own thread. `lose(line, datagram's number)` says what does not go out on a line; the store and `truth`
 get everything. `serve(loop)` answers retransmission on the listener's own loop, while that waits.
