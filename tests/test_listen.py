@@ -349,7 +349,7 @@ def test_print_with_a_hold_is_in_order_and_tells_gaps_when_they_are_declared(mul
     port = free_port()
     endpoints = [(GROUP, port), ("239.192.77.6", port)]
     with Outlet(endpoints, lose=lambda line, number: number == 6 or line != (1 if number in (0, 3) else 0)) as outlet:
-        with listen.Monitor(parse("--print", "--hold-ms", 100, "--snapshot-port", 0, "--line", f"{GROUP}:{port}",
+        with listen.Monitor(parse("--print", "--hold-ms", 300, "--snapshot-port", 0, "--line", f"{GROUP}:{port}",
                                   "--line", f"239.192.77.6:{port}")) as monitor:
             monitor.loop.on_idle = monitor.on_round
             outlet.open()

@@ -144,7 +144,7 @@ def test_two_lines_one_with_loss_miss_nothing():
 
 def test_one_line_dies_and_comes_back():
     ports, is_dead = Ports(A, B), []
-    with listen(ports, silence_s=0.2) as listener, Outlet(
+    with listen(ports, silence_s=0.4) as listener, Outlet(
             ports.lines, lose=lambda line, number: line == 0 and bool(is_dead)) as outlet:
         outlet.open()
         outlet.change()
@@ -303,15 +303,15 @@ def test_what_waited_for_a_slow_consumer_was_neither_silent_nor_late():
     random, ports = dice(13), Ports(A, B)
     lost = [random.choice((0, 1, None)) for _ in range(100)]
     lost[0] = None
-    with listen(ports, silence_s=0.15, hold_ms=20) as listener, Outlet(
+    with listen(ports, silence_s=0.4, hold_ms=100) as listener, Outlet(
             ports.lines, lose=lambda line, number: lost[number] == line) as outlet:
         outlet.open()
         rest(listener)
-        for number in range(40):
+        for number in range(50):
             outlet.change()
             time.sleep(0.01)             # the consumer
         events = rest(listener)
-        assert [event.venue_sequence for event in of(events, Book)] == list(range(101, 141))
+        assert [event.venue_sequence for event in of(events, Book)] == list(range(101, 151))
         assert not of(events, Gap, Silence, Line, State)
 
 
