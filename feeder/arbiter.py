@@ -100,8 +100,8 @@ class Carrier:
 class Choice:
     """One instrument: who carries it, who is followed, what was told."""
 
-    __slots__ = ("instrument", "carriers", "followed", "shared", "races", "venue_sequence", "behind_ns", "trades",
-                 "books", "quote_sequence", "quote_ns", "quoting")
+    __slots__ = ("instrument", "carriers", "followed", "shared", "races", "venue_sequence", "told", "behind_ns",
+                 "trades", "books", "quote_sequence", "quote_ns", "quoting")
 
     def __init__(self, instrument):
         self.instrument = instrument
@@ -110,6 +110,7 @@ class Choice:
         self.shared = 0                # bits that all have
         self.races = 0                 # the same, where their scales are equal, too
         self.venue_sequence = 0        # of the last Book told
+        self.told = None               # whose it was
         self.behind_ns = 0             # since when a live one waits that is lower
         self.trades = Recent(KNOWN_TRADES_ALONE)
         self.books = Recent(KNOWN_BOOKS)
@@ -217,7 +218,7 @@ class Arbiter:
         if not carrier.is_live or followed is not carrier and choice.instrument.state != "live":
             return self.settle(choice, "", now_ns)
         if followed is carrier:
-            return self.show(choice, True)
+            return self.settle(choice, "", now_ns) if is_behind(choice, carrier) else self.show(choice, True)
         if not choice.races & SHARED_BOOK:
             carrier.flow.unused += 1
         elif (venue_sequence > choice.venue_sequence and 0 < carrier.live_ns <= now_ns - SETTLED_NS
@@ -225,7 +226,7 @@ class Arbiter:
             carrier.flow.wins += 1
             choice.books.add(venue_sequence, now_ns)
             self.leads += 1
-            return self.follow(choice, carrier, now_ns)
+            return self.follow(choice, carrier)
         else:
             self.was_late(carrier.flow, choice.books.get(venue_sequence), now_ns)
         return NOTHING
@@ -251,18 +252,20 @@ class Arbiter:
         for carrier in choice.carriers:
             self.look(carrier, now_ns)
         followed = choice.followed
-        if followed.is_live:
+        if followed.is_live and not is_behind(choice, followed):
             return self.show(choice)
         found = self.successor(choice, now_ns)
-        if found is not None:
-            self.switches += 1
-            flow = followed.flow
-            switch = Switch(choice.instrument, flow.channel, flow.session, found.flow.channel, found.flow.session,
-                            why or followed.view.reason)
-            return [switch, *self.follow(choice, found, now_ns)]
-        if followed not in choice.carriers and choice.carriers and not any(each.is_live for each in choice.carriers):
-            return self.follow(choice, choice.carriers[0], now_ns)   # it is gone, and who is left has no book yet
-        return self.show(choice)
+        if found is None:
+            if followed not in choice.carriers and choice.carriers and not any(each.is_live for each in choice.carriers):
+                return self.follow(choice, choice.carriers[0])       # it is gone, and who is left has no book yet
+            return self.show(choice)
+        if found is followed:                              # it was behind for long enough
+            return self.follow(choice, found)
+        self.switches += 1
+        flow = followed.flow
+        switch = Switch(choice.instrument, flow.channel, flow.session, found.flow.channel, found.flow.session,
+                        why or followed.view.reason)
+        return [switch, *self.follow(choice, found)]
 
     def successor(self, choice, now_ns):
         """Return the carrier whose book may be shown instead of the one followed; None where there is none."""
@@ -270,21 +273,23 @@ class Arbiter:
         if not live:
             choice.behind_ns = 0
             return None
-        best = max(live, key=lambda carrier: carrier.view.last_venue_sequence)
-        if not choice.shared & choice.followed.definition.shared & SHARED_BOOK:
-            return live[0]
-        if best.view.last_venue_sequence < choice.venue_sequence:
+        best = live[0]
+        if choice.shared & SHARED_BOOK:
+            best = max(live, key=lambda carrier: carrier.view.last_venue_sequence)
+        if is_behind(choice, best):
             if not choice.behind_ns:
                 choice.behind_ns = now_ns
             if not (choice.behind_ns and now_ns - choice.behind_ns > BEHIND_NS):
                 return None
         return best
 
-    def follow(self, choice, carrier, now_ns):
+    def follow(self, choice, carrier):
         """Show that carrier's book from now on; return what that means."""
         instrument = choice.instrument
         choice.followed = carrier
         choice.behind_ns = 0
+        if carrier.is_live:
+            choice.told = carrier
         instrument.view = carrier.view
         instrument.channel, instrument.session = carrier.flow.channel, carrier.flow.session
         return [*self.define(instrument, carrier.definition), *self.show(choice, True)]
@@ -292,6 +297,7 @@ class Arbiter:
     def whole(self, carrier):
         """Return the Book that is all of the carrier's."""
         choice, view, flow = carrier.choice, carrier.view, carrier.flow
+        choice.told = carrier
         choice.venue_sequence = view.last_venue_sequence
         choice.instrument.book_ns = carrier.recv_ns
         return Book(choice.instrument, carrier.definition, flow.channel, flow.session, carrier.sequence,
@@ -304,11 +310,12 @@ class Arbiter:
         With the whole book where it became live, or, `anew`, where it is another one.
         """
         instrument, followed = choice.instrument, choice.followed
-        state = followed.view.state
-        if followed not in choice.carriers and state == LIVE:
-            state = STALE                                  # its stream is over
+        state, reason = followed.view.state, followed.view.reason
+        if state == LIVE and is_behind(choice, followed):
+            state, reason = STALE, "behind"
+        elif state != LIVE and reason == "none":
+            reason = "no snapshot"
         name = STATE_NAMES[state]
-        reason = "none" if state == LIVE else followed.view.reason if followed.view.reason != "none" else "no snapshot"
         events = []
         if name != instrument.state or reason != instrument.reason:
             events.append(State(instrument, name, reason))
@@ -440,7 +447,7 @@ class Arbiter:
         choice.carriers.append(carrier)
         choice.compare()
         if choice.followed is None:
-            events += self.follow(choice, carrier, now_ns)
+            events += self.follow(choice, carrier)
         return [*events, *self.settle(choice, "", now_ns)]
 
     def definition(self, heard, flow, instrument):
@@ -560,6 +567,8 @@ class Arbiter:
             choice.carriers.remove(carrier)
             if choice.carriers:
                 choice.compare()
+            else:                                          # nobody is left who could be late
+                choice.told = choice.quoting = None
             self.carriers.pop(view, None)
             carrier.is_live = False
             events += self.settle(choice, why, now_ns)
@@ -591,6 +600,13 @@ class Arbiter:
                 "live": sum(instrument.is_live for instrument in self.instruments.values()),
                 "switches": self.switches, "leads": self.leads, "refused": self.refused, "undefined": self.undefined,
                 "unreadable": self.unreadable}
+
+
+def is_behind(choice, carrier):
+    """True if its book is of a time before the one that was told, by another."""
+    told = choice.told
+    return (told is not None and told is not carrier and carrier.view.last_venue_sequence < choice.venue_sequence
+            and bool(told.definition.shared & carrier.definition.shared & SHARED_BOOK))
 
 
 def reason_text(code):

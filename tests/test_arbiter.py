@@ -551,6 +551,25 @@ def test_never_back_in_time(venue):
     assert kinds(told) == ["Switch", "State", "Book"]
 
 
+def test_not_back_in_time_after_an_end_either(venue):
+    """A ends, B had a gap: what B becomes live with, out of the loop, may be older than what A told last."""
+    pair = Pair(venue)
+    events = [venue.event(0) for _ in range(3)]
+    pair.b.trade(1, venue.trade(1))
+    pair.hear(pair.b, pair.b.heartbeat())                                # a gap
+    loop = pair.b.repeat()
+    for event in events:
+        pair.hear(pair.a, pair.a.event(0, event))
+    told = pair.hear(pair.a, pair.a.end())
+    assert not of(Book, told)
+    told = pair.hear(pair.b, loop)
+    assert [book.instrument.symbol for book in of(Book, told)] == ["COIN1USDT"]
+    assert not pair.consumer.instrument.is_live and pair.consumer.instrument.reason == "behind"
+    for event in events[:-1]:
+        assert pair.hear(pair.b, pair.b.event(0, event)) == []
+    assert kinds(pair.hear(pair.b, pair.b.event(0, events[-1]))) == ["State", "Book"]
+
+
 def test_who_stays_behind_is_taken_after_a_while(venue):
     """What A told lay outside B's window, or the venue counts anew: no line is late for so long."""
     pair = Pair(venue)
