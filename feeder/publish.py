@@ -241,8 +241,8 @@ class SnapshotLoop:
         self.due_ns = max(self.due_ns, now_ns - MAX_BEHIND_NS)
         while self.entries and self.due_ns <= now_ns:
             if not self.turn:
-                self.round_ns = now_ns - self.began_ns if self.began_ns is not None else 0
-                self.began_ns = now_ns
+                self.round_ns = self.due_ns - self.began_ns if self.began_ns is not None else 0
+                self.began_ns = self.due_ns
             self.due_ns += self.send() * self.interval_ns
 
     def send(self):

@@ -398,7 +398,7 @@ class Output:
         p50, p99 = recent.percentiles((50, 99))
         sender = self.channels[0].sender
         channels = list(map(Channel.figures, self.channels, self.publisher.carried))
-        return {"session": self.session, "channels": channels,
+        return {"session": self.session, "is_signed": self.seal is not None, "channels": channels,
                 **{key: sum(channel[key] for channel in channels) for key in (*COUNTS, "published_messages")},
                 "burst_way": sender.burst_text, "send_buffer_bytes": sender.send_buffer_bytes,
                 "fan_out": [{"endpoint": str(endpoint), **sent_by(self.senders[endpoint])}

@@ -168,7 +168,7 @@ class Status:
             "bytes": output["bytes"], "not_sent": output["not_sent"], "send_errors": output["send_errors"],
             "bursts": output["bursts"], "burst_way": output["burst_way"],
             "send_buffer_bytes": output["send_buffer_bytes"], "published_messages": output["published_messages"],
-            **{key: output[key] for key in ("channels", "fan_out", "snapshot_loop", "retransmission", "tap")},
+            **{key: output[key] for key in ("is_signed", "channels", "fan_out", "snapshot_loop", "retransmission", "tap")},
             "books": self.states(), "gaps": sum(row.get("gaps", 0) for row in rows),
             "resyncs": sum(row.get("resyncs", 0) for row in rows), "latency_ns": output["latency_ns"],
             "memory_bytes": self.sum("memory_bytes"), "measures": first["measures"], "usage": first["usage"],

@@ -12,7 +12,7 @@ import pytest
 from feeder import clock, config as configuration, stages
 from feeder.control.datagram import (CHALLENGE, NO_TOKEN, REQUEST, UNAVAILABLE, Control, decode as control_of, encode,
                                      is_control)
-from feeder.errors import ConfigError
+from feeder.errors import ConfigError, HostError
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE
 from feeder.net import Loop, PacketReceiver, UnicastSocket
@@ -201,6 +201,22 @@ def test_channels_go_where_they_are_told_and_copies_get_all_of_them():
         assert figures["published_messages"] == len(messages(one + two)) and figures["retransmission"] is figures["snapshot_loop"] is None
 
 
+def test_a_channel_by_ipv6_and_its_snapshot_loop():
+    """To a host: for a group loopback has no route without an administrator."""
+    with ExitStack() as stack:
+        site = Site(stack)
+        try:
+            port, looped = site.listen("::1"), site.listen("::1")
+        except HostError as error:
+            pytest.skip(str(error))
+        site.start(group="::1", port=port, interface="lo", snapshot_port=looped, packet_bytes=1452)
+        site.until(lambda: site.output.channels[0].loop.rounds >= 2)
+        site.output.end()
+        assert {message.instrument_id for message in messages(site.all_of(port))} == set(range(12))
+        assert all(decode(each).flags == SNAPSHOTS for each in site.heard[looped]) and len(site.heard[looped]) >= 2
+        assert site.output.figures(0)["channels"][0]["endpoint"] == f"[::1]:{port}@lo"
+
+
 def test_each_channel_has_its_heartbeat(monkeypatch):
     monkeypatch.setattr(stages, "HEARTBEAT_NS", clock.MILLISECOND)
     with ExitStack() as stack:
@@ -297,6 +313,7 @@ def test_what_was_sent_is_sent_again_to_who_asks(tmp_path, is_signed):
             assert seal is None or seal.verify(again)
         answer, = ask(site, asker, where, 0, 12345, 1, 1, seal)
         assert control_of(answer, seal).kind == UNAVAILABLE
+        assert site.output.figures(0)["is_signed"] == is_signed
         figures = site.output.figures(0)["retransmission"]
         assert (figures["requests"], figures["packets"], figures["unavailable"], figures["error"]) == (3, 2, 1, "")
         assert figures["kept"] == sum(decode(each).message_count > 0 for port in (first, second) for each in site.heard[port])
