@@ -190,7 +190,7 @@ def test_what_a_line_loses_is_asked_for_again():
             stats = listener.stats()
             assert not of(events, Gap) and stats["lost"] == 0 < stats["lines"][0]["lost"]
             again = stats["retransmission"]
-            assert again["packets"] >= sum(lost[:501]) and again["challenges"] == 1 and again["strangers"] == 0
+            assert again["packets"] >= sum(lost[:501]) and again["challenges"] > 0 and again["strangers"] == 0
 
 
 def test_what_nobody_has_is_given_up_before_the_hold_is_over():
