@@ -476,7 +476,7 @@ def namespace():
             pytest.skip(f"no network namespace: {os.strerror(ctypes.get_errno())}")
         try:
             for words in ("link set lo up", "link add v0 type veth peer name v1", "link set v0 up", "link set v1 up",
-                          "address add fd07::2/128 dev lo", "address add fd07::3/128 dev lo",
+                          "address add fd07::2/128 dev lo nodad", "address add fd07::3/128 dev lo nodad",
                           "address add fd08::1/64 dev v0 nodad", "address add fe80::7/64 dev v0 nodad",
                           "address add fe80::8/64 dev v1 nodad",
                           "-6 route add local ff00::/8 dev lo table local"):
