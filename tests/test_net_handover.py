@@ -62,7 +62,8 @@ def nothing_is_left():
 def left():
     """What has our name, and our descriptors; other tests may run beside us."""
     names = [line.split()[-1] for line in open_names().splitlines() if NAME in line]
-    return names, [name for name in os.listdir("/dev/shm") if str(os.getpid()) in name], len(os.listdir("/proc/self/fd"))
+    shared = [name for name in os.listdir("/dev/shm") if str(os.getpid()) in name]
+    return names, shared, len(os.listdir("/proc/self/fd"))
 
 
 @pytest.fixture
