@@ -117,6 +117,11 @@ class Choice:
         self.quote_sequence = self.quote_ns = 0
         self.quoting = None            # who told the last Quote
 
+    @property
+    def speaker(self):
+        """Whose trades and quotes are told where there is no race."""
+        return self.followed if self.followed in self.carriers else self.carriers[0]
+
     def compare(self):
         """Find out anew what can be compared."""
         definitions = [carrier.definition for carrier in self.carriers]
@@ -341,16 +346,15 @@ class Arbiter:
         if definition is None or message.edition != definition.edition:        # which was lost
             self.unreadable += 1
             return (*before, Dropped(choice.instrument, 1, "unknown scale"))
-        if len(choice.carriers) > 1:
-            if not choice.races & SHARED_TRADE and choice.followed is not carrier:
-                flow.unused += 1
+        if choice.followed is not carrier and not choice.races & SHARED_TRADE and choice.speaker is not carrier:
+            flow.unused += 1
+            return before
+        if choice.shared & SHARED_TRADE:                   # alone, too: it may be late with what one told that ended
+            first_ns = choice.trades.get(item.trade_id)
+            if first_ns is not None:
+                self.was_late(flow, first_ns, now_ns)
                 return before
-            if choice.shared & SHARED_TRADE:
-                first_ns = choice.trades.get(item.trade_id)
-                if first_ns is not None:
-                    self.was_late(flow, first_ns, now_ns)
-                    return before
-                flow.wins += 1
+            flow.wins += len(choice.carriers) > 1
         choice.trades.add(item.trade_id, now_ns)
         instrument = choice.instrument
         instrument.last_trade = trade = Trade(
@@ -372,7 +376,7 @@ class Arbiter:
             return before                                  # a later one will tell all that this one does
         if len(choice.carriers) > 1:
             if not choice.races & SHARED_BBO:
-                if choice.followed is not carrier:
+                if choice.speaker is not carrier:
                     flow.unused += 1
                     return before
             elif (choice.quoting is not None and choice.quoting is not carrier
@@ -569,6 +573,7 @@ class Arbiter:
                 choice.compare()
             else:                                          # nobody is left who could be late
                 choice.told = choice.quoting = None
+                choice.trades = Recent(KNOWN_TRADES_ALONE)
             self.carriers.pop(view, None)
             carrier.is_live = False
             events += self.settle(choice, why, now_ns)
