@@ -525,19 +525,29 @@ def test_bounds(monkeypatch):
     assert len(heard.views()) == 2 and heard.views()[0].state == SYNCING
 
 
-def test_random_bytes_raise_nothing():
+@pytest.mark.parametrize("hold_ns", [0, 1_000, 10**12])
+def test_random_bytes_raise_nothing(hold_ns):
     seed = 8
     print(f"seed {seed}")
     dice = random.Random(seed)
-    publisher, heard, _ = pair()
-    publisher.refresh()
-    publisher.encoder.flush()
-    for _ in range(3_000):
-        data = bytearray(dice.choice(publisher.datagrams))
-        for _ in range(dice.randrange(1, 4)):
+    publisher = Publisher(START, dice)
+    for _ in range(40):
+        publisher.step()
+        publisher.repeat(dice.randrange(4))
+    publisher.encoder.end()
+    heard = Receiver(hold_ns=hold_ns)
+    for at in range(3_000):
+        data = bytearray(dice.choice(publisher.datagrams + publisher.loops))
+        for _ in range(dice.randrange(4)):
             data[dice.randrange(len(data))] = dice.randrange(256)
-        heard.receive(data[:dice.choice((len(data), len(data), dice.randrange(len(data))))], START)
-    assert heard.errors
+        data = data[:dice.choice((len(data), len(data), dice.randrange(len(data))))]
+        exhaust(heard.heard(data, START + 100 * at, dice.choice((0, 1, None))))
+        if at % 50 == 0:
+            exhaust(heard.tick(START + 100 * at))
+            assert len(heard.wanted(START + 100 * at)) <= receiver.MAX_WANTED
+        for stream in heard.streams.values():
+            stream.order.check()
+    assert heard.errors and heard.loop_packets and heard.duplicates
     for view in heard.views():
         assert view.state in (SYNCING, LIVE, STALE) and view.reason
 
