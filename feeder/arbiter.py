@@ -261,8 +261,9 @@ class Arbiter:
             return self.show(choice)
         found = self.successor(choice, now_ns)
         if found is None:
-            if followed not in choice.carriers and choice.carriers and not any(each.is_live for each in choice.carriers):
-                return self.follow(choice, choice.carriers[0])       # it is gone, and who is left has no book yet
+            carriers = choice.carriers
+            if followed not in carriers and carriers and not any(carrier.is_live for carrier in carriers):
+                return self.follow(choice, carriers[0])              # it is gone, and who is left has no book yet
             return self.show(choice)
         if found is followed:                              # it was behind for long enough
             return self.follow(choice, found)

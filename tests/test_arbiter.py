@@ -727,7 +727,8 @@ def storm(seed, count):
             trade = venue.trade(number)
             for at in dice.sample((0, 1), 2):
                 feed = feeds[at]
-                places.setdefault((venue.symbols[number], trade), []).append((feed.encoder.session, feed.encoder.sequence))
+                place = feed.encoder.session, feed.encoder.sequence
+                places.setdefault((venue.symbols[number], trade), []).append(place)
                 send(at, feed.trade(number, trade))
         elif what < 0.93:
             at = dice.randrange(2)
