@@ -78,16 +78,22 @@ def main(text):
     sender = sending_socket(settings["sends"])
     routes = {heard_socket(*route[:2], settings["hears"]): tuple(route[2:]) for route in settings["routes"]}
     waiting = []                      # (when, order, datagram, where to)
-    counts = {"heard": 0, "sent": 0, "lost": 0, "late": 0}
+    counts = {"heard": 0, "sent": 0, "lost": 0, "late": 0, "refused": 0}
     order = 0
+
+    def send(datagram, where):
+        try:
+            sender.sendto(datagram, where)
+            counts["sent"] += 1
+        except OSError:                   # the cable is pulled
+            counts["refused"] += 1
+
     print("ready", flush=True)
     commands = b""
     while True:
         now = time.monotonic()
         while waiting and waiting[0][0] <= now:
-            _, _, datagram, where = heapq.heappop(waiting)
-            sender.sendto(datagram, where)
-            counts["sent"] += 1
+            send(*heapq.heappop(waiting)[2:])
         readable, _, _ = select.select([sys.stdin, *routes], [], [], max(0, waiting[0][0] - now) if waiting else None)
         for source in readable:
             if source is sys.stdin:
@@ -114,8 +120,7 @@ def main(text):
                         counts["late"] += 1
                         heapq.heappush(waiting, (time.monotonic() + delay, order, datagram, routes[source]))
                     else:
-                        counts["sent"] += 1
-                        sender.sendto(datagram, routes[source])
+                        send(datagram, routes[source])
 
 
 class Relay:

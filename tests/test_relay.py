@@ -49,9 +49,9 @@ class Group:
 class Witness:
     """Hears one group without any loss, in a thread; afterwards `ledgers` tell all that was sent there."""
 
-    def __init__(self, group):
+    def __init__(self, group, interface="127.0.0.1"):
         self.datagrams = []
-        self.sockets = [heard_socket(group.address, port, "127.0.0.1") for port in (group.port, group.loop_port)]
+        self.sockets = [heard_socket(group.address, port, interface) for port in (group.port, group.loop_port)]
         self.is_over = False
         self.threads = [threading.Thread(target=self.run, args=(each,)) for each in self.sockets]
         for thread in self.threads:
@@ -89,9 +89,9 @@ class Witness:
 
 
 class Feeder:
-    """`python3 -m feeder run` of the twin's venue, to a group. `inside`: words before it."""
+    """`python3 -m feeder run` of the twin's venue, to a group; it does not outlive `stack`. `inside`: words before it."""
 
-    def __init__(self, folder, child, group, inside=(), **output):
+    def __init__(self, stack, folder, child, group, inside=(), **output):
         self.group = group
         self.folder = folder
         self.inside = inside
@@ -110,6 +110,13 @@ class Feeder:
             "group": group.address, "port": group.port, "snapshot_port": group.loop_port,
             "snapshot_packets_per_second": PACE, "retransmit_port": int(self.retransmit.partition(":")[2]), **output}})
         self.process = None
+        stack.callback(self.kill)
+
+    def kill(self):
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.drain.join()
+            self.process.communicate()
 
     def start(self):
         """Start it and wait until all its books are live."""
@@ -117,13 +124,15 @@ class Feeder:
             [*self.inside, sys.executable, "-X", "dev", "-W", "error", "-m", "feeder", "run", "--config", "config"],
             cwd=str(self.folder), env=dict(os.environ, PYTHONPATH=str(PROJECT), PYTHONUNBUFFERED="1"),
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.is_live = threading.Event()
+        self.drain = threading.Thread(target=self.watch)
+        self.drain.start()
+        assert self.is_live.wait(30) and self.process.poll() is None, "its books are not live"
+
+    def watch(self):
         for line in self.process.stdout:
             if f"books {COINS} live" in line:
-                break
-        else:
-            raise AssertionError(self.process.communicate())
-        self.drain = threading.Thread(target=self.process.stdout.read)
-        self.drain.start()
+                self.is_live.set()
 
     def end(self, number=signal.SIGINT):
         self.process.send_signal(number)
@@ -134,15 +143,21 @@ class Feeder:
 
 
 class Reader:
-    """reader.py as a child."""
+    """reader.py as a child, which does not outlive `stack`."""
 
-    def __init__(self, path, inside=(), **options):
+    def __init__(self, stack, path, inside=(), **options):
         self.path = path
         self.process = subprocess.Popen(
             [*inside, sys.executable, "-X", "dev", "-W", "error", str(PROJECT / "tests" / "reader.py"), str(path),
              json.dumps(options)], env=dict(os.environ, PYTHONPATH=str(PROJECT)), stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        stack.callback(self.kill)
         assert self.process.stdout.readline() == b"ready\n", self.process.stderr.read()
+
+    def kill(self):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.communicate()
 
     def end(self):
         with self.process:
@@ -245,21 +260,21 @@ def child(stack):
 
 def test_a_bad_network_a_late_joiner_and_a_publisher_that_is_killed(tmp_path, stack, child):
     inner, outer = Group(), Group()
-    feeder = Feeder(tmp_path / "feeder", child, inner)
+    feeder = Feeder(stack, tmp_path / "feeder", child, inner)
     witness = Witness(inner)
     stack.callback(witness.close)
     relay = stack.enter_context(Relay(inner.route(outer), loss=0.05, burst=3, duplication=0.03, reordering=0.05, seed=7))
     feeder.start()
     options = {"lines": outer.text, "snapshot_port": outer.loop_port}
-    alone = Reader(tmp_path / "alone", **options)
-    asking = Reader(tmp_path / "asking", retransmit=feeder.retransmit, **options)
+    alone = Reader(stack, tmp_path / "alone", **options)
+    asking = Reader(stack, tmp_path / "asking", retransmit=feeder.retransmit, **options)
     time.sleep(1)
     feeder.end(signal.SIGKILL)
     feeder.start()
     time.sleep(0.7)
     relay.change(loss=0, duplication=0, reordering=0)
     time.sleep(0.3)
-    late = Reader(tmp_path / "late", **options)
+    late = Reader(stack, tmp_path / "late", **options)
     time.sleep(0.9)
     for reader in (alone, asking, late):
         reader.end()
@@ -284,11 +299,11 @@ def test_a_bad_network_a_late_joiner_and_a_publisher_that_is_killed(tmp_path, st
 def test_two_lines_with_the_same_packets_one_at_30_percent_and_then_dead(tmp_path, stack, child):
     first = Group()
     second, outer = Group(first), Group(first)
-    feeder = Feeder(tmp_path / "feeder", child, first, fan_out=[second.text])
+    feeder = Feeder(stack, tmp_path / "feeder", child, first, fan_out=[second.text])
     witness = Witness(first)
     stack.callback(witness.close)
     relay = stack.enter_context(Relay(second.route(outer), loss=0.3, duplication=0.05, reordering=0.1, seed=8))
-    reader = Reader(tmp_path / "reader", lines=[first.text, outer.text], snapshot_port=first.loop_port)
+    reader = Reader(stack, tmp_path / "reader", lines=[first.text, outer.text], snapshot_port=first.loop_port)
     feeder.start()
     time.sleep(3)
     relay.change(cut=True)
@@ -309,14 +324,14 @@ def test_two_lines_with_the_same_packets_one_at_30_percent_and_then_dead(tmp_pat
 def test_two_feeders_one_line_at_30_percent_and_then_the_other_killed(tmp_path, stack, child):
     first = Group()
     second, outer = Group(first), Group(first)
-    feeders = [Feeder(tmp_path / name, child, group) for name, group in (("a", first), ("b", second))]
+    feeders = [Feeder(stack, tmp_path / name, child, group) for name, group in (("a", first), ("b", second))]
     witnesses = [Witness(group) for group in (first, second)]
     for witness in witnesses:
         stack.callback(witness.close)
     relay = stack.enter_context(Relay(second.route(outer), seed=9))
     for feeder in feeders:
         feeder.start()
-    reader = Reader(tmp_path / "reader", lines=[first.text, outer.text], snapshot_port=first.loop_port)
+    reader = Reader(stack, tmp_path / "reader", lines=[first.text, outer.text], snapshot_port=first.loop_port)
     time.sleep(4.5)                       # who was not live for 3 s covers nothing
     calm_ns = time.time_ns()
     relay.change(loss=0.3, duplication=0.05, reordering=0.1)
