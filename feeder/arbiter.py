@@ -29,7 +29,7 @@ Not here: order and loss within a stream (receiver.py), clocks: `now_ns` is the 
 from collections import deque
 from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from feeder import receiver
 from feeder.counter import Histogram
@@ -152,6 +152,20 @@ class Recent:
         return self.old.get(key) if found is None else found
 
 
+class Promise(NamedTuple):
+    """A gap that was told to be covered: for each instrument of its stream another one had to bring what was in it."""
+
+    gap: Gap
+    flow: Flow
+    choices: list[Choice]
+
+    def is_kept(self):
+        """True if others still do, whose books have been live since before the gap; its own stream may have ended."""
+        settled_ns = self.gap.at_ns - SETTLED_NS
+        return all(any(each.flow is not self.flow and each.is_live and 0 < each.live_ns <= settled_ns
+                       for each in choice.carriers) for choice in self.choices)
+
+
 class Arbiter:
     """`take` is fed, `instruments` are read. Args: line_names, by a line's number, for Line events."""
 
@@ -162,7 +176,7 @@ class Arbiter:
         self.flows: dict[tuple[int, int], Flow] = {}
         self.carriers: dict[Any, Carrier] = {}
         self.finished: deque[dict[str, Any]] = deque(maxlen=MAX_FINISHED)
-        self.promises: deque[Gap] = deque(maxlen=MAX_PROMISES)
+        self.promises: deque[Promise] = deque(maxlen=MAX_PROMISES)
         self.switches = 0              # books that went on with another stream as theirs failed
         self.leads = 0                 # that did because another one was faster
         self.refused = 0               # messages of instruments beyond the limit
@@ -453,6 +467,9 @@ class Arbiter:
         choice.compare()
         if choice.followed is None:
             events += self.follow(choice, carrier)
+        unread = view.trades - (heard.kind == receiver.TRADE)
+        if unread and flow.gaps and len(choice.carriers) == 1:     # without a gap: before we joined
+            events.append(Dropped(choice.instrument, unread, "no definition"))
         return [*events, *self.settle(choice, "", now_ns)]
 
     def definition(self, heard, flow, instrument):
@@ -501,7 +518,7 @@ class Arbiter:
         told = Gap(flow.channel, flow.session, gap.first, gap.last, "network", covered, gap.at_ns)
         events += [*self.doubt(flow, now_ns), told]
         if covered:
-            self.promises.append(told)
+            self.promises.append(Promise(told, flow, [carrier.choice for carrier in flow.carriers.values()]))
         return events
 
     def is_covered(self, flow, now_ns):
@@ -521,9 +538,10 @@ class Arbiter:
         return any(other is not carrier and other.is_live and 0 < other.live_ns <= now_ns - SETTLED_NS
                    for other in choice.carriers)
 
-    def doubt(self, flow, now_ns):
+    def doubt(self, flow, now_ns, heard_ns=None):
         """Something of the stream is missing: so may be newer quotes, and what it was to bring for others.
 
+        Args: heard_ns, when it was heard last, where that may be longer ago than a gap is in finding.
         Returns the Gaps of others that it does not cover after all.
         """
         for carrier in flow.quoted:
@@ -531,15 +549,15 @@ class Arbiter:
             if choice.quoting is carrier and not (choice.races & SHARED_BBO and choice.instrument.state == "live"):
                 choice.instrument.is_quoted = False
         flow.quoted.clear()
-        broken = [gap for gap in self.promises if gap.at_ns > now_ns - SETTLED_NS and self.is_broken(gap, flow, now_ns)]
-        for gap in broken:
-            self.promises.remove(gap)
-            self.flows[gap.channel, gap.session].covered -= 1
-        return [gap._replace(covered=False) for gap in broken]
-
-    def is_broken(self, gap, failed, now_ns):
-        flow = self.flows.get((gap.channel, gap.session))
-        return flow is not None and flow is not failed and not self.is_covered(flow, now_ns)
+        since_ns = now_ns - SETTLED_NS
+        if heard_ns is not None:
+            since_ns = min(since_ns, heard_ns - TICK_NS)
+        broken = [promise for promise in self.promises
+                  if promise.gap.at_ns > since_ns and promise.flow is not flow and not promise.is_kept()]
+        for promise in broken:
+            self.promises.remove(promise)
+            promise.flow.covered -= 1
+        return [promise.gap._replace(covered=False) for promise in broken]
 
     def on_silent(self, heard, now_ns):
         flow = self.flow(heard.stream)
@@ -548,7 +566,7 @@ class Arbiter:
                   *self.replaced_by(flow, "silent")]
         for carrier in list(flow.live):
             events += self.settle(carrier.choice, "silent", now_ns)
-        return [*events, *self.doubt(flow, now_ns)]
+        return [*events, *self.doubt(flow, now_ns, heard.stream.heard_ns)]
 
     def on_heard_again(self, heard, now_ns):
         flow = self.flow(heard.stream)
@@ -559,9 +577,9 @@ class Arbiter:
         return events
 
     def on_end(self, heard, now_ns):
-        return self.finish(self.flow(heard.stream), "end" if heard.message.ended else "replaced", now_ns)
+        return self.finish(self.flow(heard.stream), "end" if heard.message.ended else "replaced", now_ns, heard.stream.heard_ns)
 
-    def finish(self, flow, why, now_ns):
+    def finish(self, flow, why, now_ns, heard_ns):
         """The stream is over: nothing of it is of use any more."""
         events = [SessionEnded(flow.channel, flow.session, why, self.is_covered(flow, now_ns)),
                   *self.replaced_by(flow, why)]
@@ -578,7 +596,7 @@ class Arbiter:
             self.carriers.pop(view, None)
             carrier.is_live = False
             events += self.settle(choice, why, now_ns)
-        return [*events, *self.doubt(flow, now_ns)]
+        return [*events, *self.doubt(flow, now_ns, heard_ns)]
 
     def replaced_by(self, flow, why):
         """Return the Switch of a whole stream: to the one that carries something of it and is live, if there is one."""

@@ -169,7 +169,8 @@ class Gap(NamedTuple):
 class Dropped(NamedTuple):
     """So many trades of the instrument were not handed over.
 
-    Reasons: "reader behind", of one that conflates; "unknown scale", the definition that they are of was lost.
+    Reasons: "reader behind", of one that conflates; "unknown scale", the definition that they are of was lost, "no
+    definition", the first one was, and has come only now.
     """
 
     instrument: "Instrument"

@@ -376,6 +376,20 @@ def test_a_stream_joined_in_the_middle_has_trades_nobody_can_read(venue):
     assert consumer.arbiter.undefined == 1
 
 
+@pytest.mark.parametrize("lost", [False, True])
+def test_trades_without_a_definition_are_told_with_it_where_a_loss_took_it(venue, lost):
+    feed, consumer = Feed(venue, 1), Consumer(venue)
+    consumer.hear(feed.heartbeat())
+    datagrams = feed.open()
+    if not lost:
+        consumer = Consumer(venue)                   # joins behind them
+    for number in (5, 6):
+        consumer.hear(feed.trade(0, number))
+    events = consumer.hear(feed.repeat())
+    assert [event[1:] for event in of(Dropped, events)] == ([(2, "no definition")] if lost else [])
+    assert consumer.arbiter.undefined == 2 and len(datagrams) > 0
+
+
 def test_no_more_instruments_than_there_is_room_for(venue, monkeypatch):
     monkeypatch.setattr(arbiter_module, "MAX_INSTRUMENTS", 1)
     feed, consumer = Feed(venue, 1), Consumer(venue)
