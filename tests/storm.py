@@ -556,6 +556,7 @@ class Link:
         self.world = world
         self.dice = dice
         self.weather = weather
+        self.loop_weather = None        # of packets of the snapshot loop, where it is another
         self.deliver = deliver
         self.calm = False
         self.losing = 0                 # datagrams of a burst of losses that are still to come
@@ -564,6 +565,8 @@ class Link:
 
     def send(self, datagram):
         dice, weather = self.dice, self.weather
+        if self.loop_weather is not None and datagram[5] & SNAPSHOTS:
+            weather = self.loop_weather
         now_ns = self.world.now_ns
         if self.calm:
             return self.world.at(now_ns + WIRE_DELAY_NS, self.deliver, datagram, True)
@@ -576,16 +579,16 @@ class Link:
             self.losing -= 1
             self.lost += 1
         else:
-            self.world.at(now_ns + self.delay_ns(), self.deliver, datagram, True)
+            self.world.at(now_ns + self.delay_ns(weather), self.deliver, datagram, True)
         if dice.random() < weather.duplication:
-            self.world.at(now_ns + self.delay_ns(), self.deliver, datagram, True)
+            self.world.at(now_ns + self.delay_ns(weather), self.deliver, datagram, True)
         if dice.random() < weather.rubbish:
-            self.world.at(now_ns + self.delay_ns(), self.deliver, spoiled(datagram, dice), False)
+            self.world.at(now_ns + self.delay_ns(weather), self.deliver, spoiled(datagram, dice), False)
         return None
 
-    def delay_ns(self):
-        if self.dice.random() < self.weather.reordering:
-            return WIRE_DELAY_NS + self.dice.randrange(1, self.weather.jitter_ns)
+    def delay_ns(self, weather):
+        if self.dice.random() < weather.reordering:
+            return WIRE_DELAY_NS + self.dice.randrange(1, weather.jitter_ns)
         return WIRE_DELAY_NS
 
 
