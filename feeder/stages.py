@@ -327,6 +327,8 @@ class Output:
             self.loop_senders = [[self.open(alone, stack, each._replace(port=output.snapshot_port))
                                   for each in (channel.endpoint, *configuration.fan_out(output))]
                                  for channel in self.channels]
+        for service in self.services:           # before anything is sent: definitions come ahead of start()
+            service.open()
 
     def open(self, options, stack, endpoint):
         """Return the PacketSender to an Endpoint."""
@@ -344,8 +346,6 @@ class Output:
             channel.gather(self.hold_ns)
         for channel, entries, senders in zip(self.channels, self.publisher.carried, self.loop_senders):
             channel.add_loop(entries, list(dict.fromkeys(senders)), output.snapshot_packets_per_second)
-        for service in self.services:
-            service.open()
         self.heartbeat()
         if output.snapshot_port:
             self.snapshots()

@@ -377,6 +377,19 @@ def test_a_tap_shows_what_the_wire_has_and_the_snapshot_loop(monkeypatch):
         assert (figures["error"], figures["readers"], figures["not_written"]) == ("", 1, 0) and figures["records"] > 2
 
 
+def test_who_waits_for_a_tap_misses_nothing_of_the_session():
+    with ExitStack() as stack:
+        site = Site(stack)
+        port, name = site.listen(GROUP), f"test-first-{os.getpid()}"
+        client = TapClient(name)
+        stack.callback(client.close)
+        site.start(port=port, tap=name)
+        site.until(lambda: client.poll() or client.is_open)
+        site.output.end()
+        seen = iter(client.read, None)
+        assert list(seen) == site.all_of(port) and decode(site.heard[port][0]).sequence == 1
+
+
 def test_a_key_that_cannot_be_read_ends_the_run_before_it_begins(tmp_path):
     with ExitStack() as stack, pytest.raises(ConfigError, match="missing.key: No such file"):
         Site(stack).start(key_file=str(tmp_path / "missing.key"))
