@@ -39,7 +39,8 @@ SNAPSHOT_PORT = 30002
 BUFFER_BYTES = 65_536            # no datagram is longer
 TURN = 64                        # datagrams of one socket, then the others have theirs
 TEND_NS = 250 * MILLISECOND      # between two looks for silence
-HOLD_MS, HOLD_ASKING_MS = 50, 200      # with several lines; where somebody can be asked
+HOLD_MS, HOLD_ASKING_MS = 50, 200      # where several lines carry the same; where somebody can be asked
+MAX_HOLD_MS, MAX_SILENCE_S = 60_000, 3_600
 ASK_NS = 500 * MICROSECOND       # between two looks at what is missing, while something is
 ANSWER_BUFFER_BYTES = 4 << 20
 FOUR, SIX = "0.0.0.0", "::"
@@ -52,6 +53,13 @@ MAX_DROP_TIMES = 64              # of the kernel, remembered for each socket
 BLAME_NS = SECOND                # a gap is declared that long after it was seen at most, besides the hold
 
 log = logging.getLogger("feeder.inlet")
+
+
+def check_numbers(**numbers):
+    """Each argument is (value, lowest, highest). Raises ConfigError with its name."""
+    for name, (value, lowest, highest) in numbers.items():
+        if not lowest <= value <= highest:
+            raise ConfigError(f"{name} {value} is not within {lowest} to {highest}")
 
 
 class Source:
@@ -141,6 +149,7 @@ class Tap:
             datagram = client.read()
             if datagram is None:
                 break
+            now_ns = wall_ns()           # anew: what is read was perhaps not sent yet when this turn began
             inlet.datagrams += 1
             if inlet.recording is not None:
                 inlet.recording.add(now_ns, NOWHERE, datagram)
@@ -224,19 +233,23 @@ class Inlet:
         """Open everything. Raises ConfigError, HostError.
 
         Args: lines and retransmit, texts of endpoint.parse(); snapshot_port at the address of each line, 0: none.
-        hold_ms: how long packets behind a gap wait for what is missing; by default not at all with one line, and
-        longest where somebody can be asked again. source: the only sender that is listened to (source-specific
-        multicast). receiver: the class, for who needs to know more.
+        hold_ms: how long packets behind a gap wait for what is missing; by default not at all where one line alone
+        carries a stream, and longest where somebody can be asked again. source: the only sender that is listened to
+        (source-specific multicast). receiver: the class, for who needs to know more.
         """
         self.on_datagram = on_datagram
         self.endpoints = [parse(text) for text in lines]
         self.names = [str(endpoint) for endpoint in self.endpoints] + [f"tap {tap}"] * bool(tap)
-        self.check()
-        if hold_ms is None:
-            hold_ms = HOLD_ASKING_MS if retransmit else HOLD_MS if len(self.names) > 1 else 0
+        servers = [parse(text) for text in retransmit]
+        self.check(servers, hold_ms=(hold_ms or 0, 0, MAX_HOLD_MS), snapshot_port=(snapshot_port, 0, 65_535),
+                   silence_s=(silence_s, 0.001, MAX_SILENCE_S), recv_buffer_bytes=(recv_buffer_bytes, 1, 1 << 30))
+        by_default = hold_ms is None
+        if by_default:
+            hold_ms = HOLD_ASKING_MS if servers else HOLD_MS if len(self.names) > 1 else 0
         self.hold_ns = int(hold_ms * MILLISECOND)
         seal = read_key(key_file) if key_file else None
-        self.receiver = receiver(int(silence_s * SECOND), hold_ns=self.hold_ns, seal=seal)
+        self.receiver = receiver(int(silence_s * SECOND), hold_ns=self.hold_ns, seal=seal,
+                                 alone_ns=0 if by_default and not servers else self.hold_ns)
         self.own_losses = OwnLosses()
         self.datagrams = 0
         self.is_more = False             # somebody had a full turn: there may be more
@@ -246,7 +259,6 @@ class Inlet:
         self.recording = None
         self.sources = []
         self.tap = None
-        servers = [parse(text) for text in retransmit]
         self.client = Client([server[:2] for server in servers], seal) if servers else None
         self.asked_ns = 0
         self.answers = {}                # address bound to: Answers
@@ -282,12 +294,16 @@ class Inlet:
             self.close()
             raise
 
-    def check(self):
+    def check(self, servers, **numbers):
         if not 0 < len(self.names) <= MAX_LINES:
             raise ConfigError(f"{len(self.names)} lines to listen to, expected 1 to {MAX_LINES}")
         for at, endpoint in enumerate(self.endpoints):
             if endpoint in self.endpoints[:at]:
                 raise ConfigError(f"line {endpoint} is given twice")
+        for server in servers:
+            if server.is_multicast:
+                raise ConfigError(f"retransmission from {server}: expected the address of one host")
+        check_numbers(**numbers)
 
     def __enter__(self):
         return self

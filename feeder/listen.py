@@ -96,9 +96,9 @@ def main(args):
         with interruptible(monitor.loop.stop):
             monitor.run()
         monitor.screen.close()
-        found = monitor.find_book()
-        if len(found) > 1:
-            raise ConfigError(f"--book {args.book} is ambiguous: {', '.join(view.label for view in found)}")
+        labels = sorted({view.label for view in monitor.find_book()})
+        if len(labels) > 1:
+            raise ConfigError(f"--book {args.book} is ambiguous: {', '.join(labels)}")
         monitor.screen.print(*monitor.summary())
         if args.report:
             write_report(args.report, json.dumps(monitor.report(), indent=1) + "\n")
@@ -144,6 +144,7 @@ class Monitor:
         self.printed = self.sessions_named = self.gaps_named = 0
         self.applied = []                # packets printed during one datagram, as their turn came
         self.is_done = False
+        self.shown = None                # the view of --book
         self.alarm = None
         self.started_ns = self.stopped_ns = steady_ns()
         self.drops = self.inlet.kernel_drops()
@@ -287,13 +288,14 @@ class Monitor:
         return ["faults    " + "; ".join(found)] if found else []
 
     def where(self):
-        return f"{', '.join(self.inlet.names)} on {self.args.interface or 'any interface'}"
+        by = f" on {self.args.interface or 'any interface'}" if self.inlet.endpoints else ""
+        return ", ".join(self.inlet.names) + by
 
     def ways(self):
         """Return a line for each way by which packets come, where there is more than one, and for what was cured."""
         report = self.inlet.report()
         lines = []
-        if len(report["lines"]) > 1:
+        if len(report["lines"]) > 1 or self.inlet.tap is not None:
             lines += [line_text(line) for line in report["lines"]]
         if report["retransmission"] is not None:
             lines.append(f"resent    {report['retransmission']['packets']:,} packets, "
@@ -351,11 +353,15 @@ class Monitor:
 
     def show_book(self):
         found = self.find_book()
-        if len(found) > 1:
+        if len({view.label for view in found}) > 1:
             self.loop.stop()             # main says so
         elif found:
+            if self.shown not in found or self.shown.state != LIVE:      # of several publishers one, while it is live
+                self.shown = max(found, key=lambda view: (view.state == LIVE, view is self.shown, view.stream.key))
             width, height = self.screen.size()
-            lines = ladder(found[0], min(LADDER_LEVELS, max(height - 3, 1)), width)
+            lines = ladder(self.shown, min(LADDER_LEVELS, max(height - 4, 1)), width)
+            if len(found) > 1:
+                lines.append("one of {} publishers: channel {}, session {}".format(len(found), *self.shown.stream.key))
             self.screen.show([*lines, self.loss()], ["", *lines, *self.new_gap_lines()])
         else:
             waiting = f"waiting for the definition of {self.args.book}; {len(self.heard.views())} instruments so far"
@@ -366,7 +372,7 @@ class Monitor:
         if not heard.packets:
             foreign = f", but {sum(heard.errors.values()):,} datagrams that are not ours" if heard.errors else ""
             return [f"nothing received from {where} in {self.seconds:.1f} s{foreign}. Is the feeder running, and are "
-                    "group, port and interface the same?", *self.faults()]
+                    "group, port and interface the same?", *self.ways(), *self.faults()]
         lines = [f"listened {self.seconds:.1f} s to {where}: {heard.packets:,} packets, {heard.messages:,} messages, "
                  f"{size_text(heard.bytes)}", f"loss      {self.loss()}", *self.ways(), *self.faults(),
                  f"latency   sent to here:   {latency_text(heard.send_latency)}",
@@ -414,7 +420,7 @@ def row(view):
 def line_text(line):
     """Return the line of a line; one that was never heard has no figures."""
     if "packets" not in line:
-        return f"line      {line['name']}: nothing yet"
+        return f"line      {line['name']}: nothing yet" + (f"; {line['tap']}" if "tap" in line else "")
     return (f"line      {line['name']}: {'SILENT, ' if line['silent'] else ''}{line['packets']:,} packets, first with "
             f"{line['wins']:,}, messages lost {line['lost']:,}, behind by p50 {time_text(line['lag_ns']['p50'])}, "
             f"p99 {time_text(line['lag_ns']['p99'])}")

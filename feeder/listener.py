@@ -29,7 +29,7 @@ from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
 from feeder.conflate import Conflator
 from feeder.errors import FeederError
 from feeder.events import Book, Event, Gap, Instrument, Quote, State, Trade
-from feeder.inlet import DEFAULT_INTERFACE, DEFAULT_LINE, SNAPSHOT_PORT, Inlet
+from feeder.inlet import BUFFER_BYTES, DEFAULT_INTERFACE, DEFAULT_LINE, SNAPSHOT_PORT, Inlet, check_numbers
 
 QUEUE_BYTES = 32 << 20
 OVERHEAD_BYTES = 200             # of a datagram in the queue: bytes object, tuple, time, place in the deque
@@ -53,8 +53,8 @@ class Listener:
     source: the only sender that is heard (source-specific multicast).
     tap: name of a publisher's tap on this host: one more line, of shared memory.
     key_file: with it nothing counts that is not signed with this key.
-    hold_ms: how long what is behind a gap waits for what is missing. By default 0 with one line and nobody to ask,
-        50 with several lines, 200 with retransmission. Snapshots heal books at any time; only lost messages stay lost.
+    hold_ms: how long what is behind a gap waits for what is missing. By default 200 with retransmission; else 50 in
+        streams that several lines carry, 0 in others. Snapshots heal books at any time; only lost messages stay lost.
     silence_s: after so long without a packet a stream's books are not live, and a line is down.
     instruments: hand over events of these only, "BTC/USDT" at all venues, "binance_spot:BTCUSDT", "BTCUSDT".
     conflate: of an instrument that changed several times since it was asked for, hand over what it is now, once;
@@ -76,6 +76,7 @@ class Listener:
                  tap: str = "", key_file: str = "", hold_ms: Optional[float] = None, silence_s: float = 3.0,
                  instruments: Union[None, str, Iterable[str]] = None, conflate: bool = False,
                  queue_bytes: int = QUEUE_BYTES, recv_buffer_bytes: int = 4 << 20, pcap_file: str = "") -> None:
+        check_numbers(queue_bytes=(queue_bytes, BUFFER_BYTES + OVERHEAD_BYTES, 1 << 40))
         self.wanted = None if instruments is None else {text.lower() for text in texts(instruments)}
         self.inlet = Inlet(self.on_datagram, texts(lines), snapshot_port=snapshot_port, retransmit=texts(retransmit),
                            interface=interface, source=source, tap=tap, key_file=key_file, hold_ms=hold_ms,

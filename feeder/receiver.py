@@ -74,14 +74,15 @@ numbers_in = re.compile(r"-?(0x[0-9a-f]+|\d+)")
 class Receiver:
     """What was heard on any lines; `heard` or `receive` is fed, `tick` told the time, the rest is read.
 
-    Times are the wall clock's, as in the packets. Args: silence_ns; hold_ns, how long to wait for what is missing; seal
-    (seal.py), with which packets must verify; keep, how many INCREMENTs a view out of step keeps for a book of the
-    loop.
+    Times are the wall clock's, as in the packets. Args: silence_ns; hold_ns, how long to wait for what is missing;
+    alone_ns, the same for a stream that one line alone carries, where that is another time; seal (seal.py), with which
+    packets must verify; keep, how many INCREMENTs a view out of step keeps for a book of the loop.
     """
 
-    def __init__(self, silence_ns=SILENCE_NS, hold_ns=0, seal=None, keep=KEEP):
+    def __init__(self, silence_ns=SILENCE_NS, hold_ns=0, alone_ns=None, seal=None, keep=KEEP):
         self.silence_ns = silence_ns
         self.hold_ns = hold_ns
+        self.alone_ns = hold_ns if alone_ns is None else alone_ns
         self.seal = seal
         self.keep = keep
         self.streams = {}              # (channel, session) -> Stream
@@ -325,11 +326,17 @@ class Receiver:
             self.heartbeats += 1
             if packet.flags & LAST_PACKET:
                 stream.end_at = first
+        order.hold_ns = self.hold_of(stream, now_ns)
         order.put(packet, len(datagram), now_ns)
         yield from self.run(stream, now_ns)
         if path is not None:
             path.quiet = stream.silent
         return None if first in order.held else packet
+
+    def hold_of(self, stream, now_ns):
+        """Return how long to wait for what is missing of a stream; of a new one nobody knows yet who carries it."""
+        is_new = now_ns - stream.session.since_ns <= self.silence_ns
+        return self.hold_ns if is_new or sum(not path.line.silent for path in stream.paths) > 1 else self.alone_ns
 
     def run(self, stream, now_ns):
         """Yield Heard while all that is in order now is applied, or declared lost."""

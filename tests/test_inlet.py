@@ -79,6 +79,8 @@ def test_holds_by_default():
                                  ([A, B], {"hold_ms": 0}, 0), ([A], {"hold_ms": 7.5}, 7.5)):
         with Inlet(nothing, [line + ports for line in lines], **more) as inlet:
             assert inlet.report()["hold_ms"] == hold_ms and inlet.receiver.hold_ns == hold_ms * MILLISECOND
+            by_lines = len(lines) > 1 and not more       # then only what several lines carry is worth waiting for
+            assert inlet.receiver.alone_ns == (0 if by_lines else inlet.receiver.hold_ns)
 
 
 def test_two_lines_of_a_group_have_one_loop():

@@ -192,6 +192,38 @@ def test_ambiguous_book_says_so(multicast, tmp_path):
         run(tmp_path, "--book", "btcusdt", "--count", MESSAGES)
 
 
+def test_a_book_of_two_publishers_is_one(multicast, capsys):
+    with listen.Monitor(parse("--group", GROUP, "--port", free_port(), "--book", "C0/USDT")) as monitor:
+        outlets = []
+        for line, session in enumerate((7, 5)):
+            outlet = Outlet([], count=1, session=session)
+            outlet.encoder.emit = lambda datagram, line=line: monitor.heard.receive(bytes(datagram), wall_ns(), line)
+            outlet.open()
+            outlets.append(outlet)
+
+        def shown():
+            monitor.show_book()
+            return monitor.shown.stream.session.number
+
+        assert [view.state for view in monitor.find_book()] == [LIVE, LIVE] and shown() == 7
+        assert "one of 2 publishers: channel 0, session 7" in capsys.readouterr().out
+        outlets[0].encoder.status(0, STALE, 1, 100, wall_ns(), REASON_CODES["disconnect"])
+        outlets[0].encoder.flush()
+        assert shown() == 5
+        outlets[0].open()                # live again, but there is no reason to change
+        assert [view.state for view in monitor.find_book()] == [LIVE, LIVE] and shown() == 5
+        outlets[1].encoder.end()
+        assert shown() == 7
+
+
+def test_a_tap_that_nobody_has_is_named(multicast, capsys):
+    if not sys.platform.startswith("linux"):
+        pytest.skip("taps need Linux")
+    assert listen.main(parse("--tap", "feeder-test-nobody", "--seconds", "0.05")) == 4
+    out = capsys.readouterr().out
+    assert "nothing received from tap feeder-test-nobody in" in out and "no process on this host has it" in out
+
+
 def heard_by(publish):
     """Return a Receiver that got what publish(publisher) sent, without a network."""
     heard = listen.Receiver()

@@ -241,15 +241,15 @@ def test_a_joiner_is_live_by_the_loop_alone():
 
 def test_what_does_not_fit_into_the_queue_is_a_gap_of_the_consumer():
     ports = Ports(A)
-    with listen(ports, queue_bytes=30_000) as listener, Outlet(ports.lines, loops=ports.loops) as outlet:
+    with listen(ports, queue_bytes=66_000) as listener, Outlet(ports.lines, loops=ports.loops) as outlet:
         outlet.open()
         first = take(listener, 1)
-        for _ in range(300):
+        for _ in range(660):
             outlet.change()
         listener.look(0)                 # as it does while the consumer takes his time
         stats = listener.stats()
-        assert stats["queue"]["bytes"] <= 30_000 and stats["own_losses"]["datagrams"] > 100
-        assert not stats["queue"]["datagrams"] > 150
+        assert stats["queue"]["bytes"] <= 66_000 and stats["own_losses"]["datagrams"] > 200
+        assert not stats["queue"]["datagrams"] > 330
         outlet.change()                  # nothing is taken before it is half empty
         listener.look(0)
         assert listener.stats()["own_losses"]["datagrams"] == stats["own_losses"]["datagrams"] + 1
@@ -264,7 +264,7 @@ def test_what_does_not_fit_into_the_queue_is_a_gap_of_the_consumer():
         assert [type(event) for event in events[-2:]] == [Gap, Trade]            # good without a live book
         assert of(events, State)[-1][1:] == ("stale", "gap")
         told = [event.venue_sequence for event in of(events, Trade)]
-        assert told == [*range(101, 101 + 300 - dropped + 1), 402]
+        assert told == [*range(101, 101 + 660 - dropped + 1), 762]
         outlet.round()
         book = of(rest(listener), Book)[0]
         assert book.is_snapshot and listener.find("C0USDT")[0].is_live
@@ -513,7 +513,11 @@ def test_wrong_arguments(tmp_path):
             ((), {}, "0 lines"), (["239.192.0.1"], {}, "expected ADDRESS:PORT"),
             (["239.192.0.1:1"] * 2, {}, "given twice"),
             ("239.192.0.1:30001", {"retransmit": "nowhere"}, "expected ADDRESS:PORT"),
-            ("239.192.0.1:30001", {"key_file": str(tmp_path / "none")}, "key file")):
+            ("239.192.0.1:30001", {"retransmit": "239.192.0.1:30003"}, "one host"),
+            ("239.192.0.1:30001", {"key_file": str(tmp_path / "none")}, "key file"),
+            *((["239.192.0.1:30001"], {name: value}, f"{name} .* is not within") for name, value in (
+                ("hold_ms", -1), ("hold_ms", float("nan")), ("silence_s", 0), ("queue_bytes", 0),
+                ("recv_buffer_bytes", 0), ("snapshot_port", 65_536)))):
         with pytest.raises(ConfigError, match=text):
             Listener(lines, **more)
     for more, text in (({"interface": "nosuch0"}, "nosuch0"),
@@ -573,6 +577,18 @@ def test_a_tap_is_one_more_line():
         events = rest(listener)
         assert [event.venue_sequence for event in of(events, Book)[2:]] == list(range(101, 201))
         check(of(events, Book)[-1], outlet)
+        taken = listener.inlet.on_datagram
+
+        def while_it_reads(*came):
+            taken(*came)
+            if outlet.datagrams < 200:
+                outlet.change()
+
+        listener.inlet.on_datagram = while_it_reads
+        outlet.change()
+        rest(listener)
+        assert outlet.datagrams == 200 and not listener.inlet.receiver.send_latency.negative
+        listener.inlet.on_datagram = taken
         for _ in range(1000):            # of 4 slots each: four rings
             outlet.change()
         rest(listener)

@@ -780,6 +780,33 @@ def test_of_two_lines_the_first_wins_and_losses_are_counted_for_each():
     assert heard.streams[3, START].lines == [first, second]
 
 
+def test_what_one_line_alone_carries_is_not_waited_for():
+    publisher, datagrams = published()
+    changes(publisher, 20)
+    other, others = published(channel=4)
+    changes(other, 20)
+    heard = Receiver(hold_ns=SECOND, alone_ns=0)
+
+    def lines_bring(number, *lines, after_s):
+        return [kind for line in lines for kind, _ in collect(
+            heard, (datagrams, others)[line // 2][number], now_ns=START + after_s * SECOND, line=line)]
+
+    for number in range(4):                                  # lines 0 and 1 carry the one, 2 the other
+        lines_bring(number, 0, 1, 2, after_s=number)
+    assert lines_bring(5, 0, 2, after_s=4) == ["gap"]        # of line 2; the other one is waited for, and comes
+    assert heard.gaps[0].channel == 4 and lines_bring(4, 1, after_s=4) == ["book", "book"]
+    for number in range(6, 10):
+        lines_bring(number, 0, after_s=number)
+        exhaust(heard.tick(START + number * SECOND))
+    assert heard.lines[1].silent and lines_bring(11, 0, after_s=10) == ["gap"]      # dead, it will not bring anything
+    assert lines_bring(11, 1, after_s=10) == ["line_back"]
+    assert lines_bring(13, 1, after_s=11) == [] and lines_bring(12, 0, after_s=11) == []       # out of step: kept
+
+    heard = Receiver(hold_ns=SECOND, alone_ns=0)             # a second line may still be on its way
+    assert lines_bring(0, 2, after_s=0) and not lines_bring(2, 2, after_s=3) and lines_bring(1, 2, after_s=3)
+    assert heard.gap_count == 0
+
+
 def test_a_line_falls_silent_and_comes_back_and_its_stream_lives_on():
     publisher, datagrams = published()
     heard = Receiver()
