@@ -171,6 +171,8 @@ class Monitor:
             loop.on_idle = None
             self.drops = self.inlet.kernel_drops()
             exhaust(self.inlet.tend(wall_ns()))
+            if self.inlet.recording is not None:
+                self.inlet.recording.close()         # what is left of it may find the disk full
 
     def on_round(self):
         """After each round of the loop: see to what is missing when it is time, and be woken for it."""
@@ -249,11 +251,15 @@ class Monitor:
 
     def exit_code(self):
         heard = self.heard
-        if self.loop.errors:
+        if self.loop.errors or self.pcap_error():
             return EXIT_INTERNAL
         if not heard.packets:
             return EXIT_NOTHING
         return EXIT_LOSS if heard.lost or heard.mismatches else EXIT_OK
+
+    def pcap_error(self):
+        recording = self.inlet.recording
+        return recording.error if recording is not None else ""
 
     # -- text ------------------------------------------------------------------------------------------------
 
@@ -285,6 +291,9 @@ class Monitor:
         found += [f"{count:,} x {reason}" for reason, count in heard.errors.items()]
         if heard.mismatches:
             found.append(f"last mismatch: {heard.last_mismatch}")
+        if self.pcap_error():
+            found.append(f"{self.args.pcap} ends after {self.inlet.recording.count:,} datagrams or before: "
+                         f"{self.pcap_error()}")
         return ["faults    " + "; ".join(found)] if found else []
 
     def where(self):

@@ -12,7 +12,7 @@ from contextlib import closing
 import pytest
 from outlet import Outlet, free_port
 
-from feeder import listen
+from feeder import inlet, listen
 from feeder.clock import SECOND, steady_ns, wall_ns
 from feeder.errors import ConfigError, FeederError, HostError
 from feeder.instrument import Instrument
@@ -147,6 +147,20 @@ def test_loss_is_named_and_is_exit_code_3(multicast, tmp_path, capsys):
     assert {one["state"] for one in report["instruments"]} == {"stale"}
     assert {one["reason"] for one in report["instruments"]} == {"gap"}
     assert "gaps 1, messages lost 6" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_a_pcap_file_on_a_full_disk_is_told_and_is_exit_code_1(multicast, tmp_path, capsys, monkeypatch):
+    class Full(inlet.Recording):
+        def __init__(self, path):
+            super().__init__(path)
+            self.file.close()
+            self.file = open("/dev/full", "ab")      # which takes what its buffer holds, until it is closed
+
+    monkeypatch.setattr(inlet, "Recording", Full)
+    code, report = run(tmp_path, "--count", MESSAGES, "--pcap", tmp_path / "came.pcap")
+    assert (code, report["exit_code"], report["pcap"]["error"]) == (1, 1, "No space left on device")
+    assert "came.pcap ends after" in capsys.readouterr().out and report["lost"] == 0
 
 
 def test_nothing_received_is_exit_code_4(multicast, tmp_path, capsys):
