@@ -108,17 +108,21 @@ class Answers:
         self.socket = UnicastSocket(address, recv_buffer_bytes=ANSWER_BUFFER_BYTES)
 
     def read(self):
-        """Hand over what is there, TURN datagrams at most; the origin is the sender's address."""
+        """Hand over what servers sent, TURN datagrams at most; the origin is the sender's address.
+
+        What strangers send ends here: in a queue it would take the place of what is true.
+        """
         inlet, buffer = self.inlet, self.inlet.buffer
-        receive_into, on_datagram = self.socket.receive_into, inlet.on_datagram
+        receive_into, on_datagram, knows = self.socket.receive_into, inlet.on_datagram, inlet.client.knows
         count = 0
         while count < TURN:
             found = receive_into(buffer)
             if found is None:
                 break
             size, address = found
-            on_datagram(buffer[:size], wall_ns(), address)
             count += 1
+            if knows(address):
+                on_datagram(buffer[:size], wall_ns(), address)
         else:
             inlet.is_more = True
         inlet.datagrams += count

@@ -118,20 +118,16 @@ def test_a_full_disk_ends_the_file_not_the_listening(tmp_path, caplog):
 
 
 def test_strangers_are_not_heard_where_answers_come(tmp_path):
-    """Not their packets, not their control datagrams, whatever they say."""
+    """Not their packets, not their control datagrams, whatever they say; nor do they take room in anybody's queue."""
     came = []
-    with Inlet(lambda *each: came.append((bytes(each[0]), *each[1:])), [f"{A}:{free_port()}"],
+    with Inlet(lambda *each: came.append(each), [f"{A}:{free_port()}"],
                retransmit=["127.0.0.1:9"]) as inlet, Outlet([]) as outlet:
         stranger = UnicastSocket("127.0.0.2")
         outlet.encoder.emit = lambda datagram: stranger.send(datagram, ("127.0.0.1", answers.port))
         answers = inlet.answers["0.0.0.0"].socket
         outlet.open()
         stranger.send(b"FDRQ" + bytes(44), ("127.0.0.1", answers.port))
-        while len(came) < 2:
+        while inlet.datagrams < stranger.sent:
             inlet.loop.run_once(SECOND)
-        for each in came:
-            assert inlet.receive(*each) is None and list(inlet.take(*each)) == []
         stranger.close()
-        report = inlet.report()
-        assert report["retransmission"]["strangers"] == 2 * len(came) and report["packets"] == 0
-        assert not inlet.receiver.streams
+        assert not came and inlet.report()["retransmission"]["strangers"] == stranger.sent >= 2

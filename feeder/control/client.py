@@ -204,10 +204,9 @@ class Client:
 
         Each of these is (channel, session, first, last), for Receiver.give_up(); mostly there are none.
         """
-        peer = self.by_address.get(address[:2])
-        if peer is None:
-            self.counts["strangers"] += 1
+        if not self.knows(address):
             return []
+        peer = self.by_address[address[:2]]
         if not is_control(data):
             return None if self.take_packet(data, peer, now_ns) else []
         try:
@@ -238,6 +237,12 @@ class Client:
             gone = self.refused(peer, (channel, session), pieces, first, last, now_ns)
         self.schedule()
         return gone
+
+    def knows(self, address):
+        """Whether this is a server's; who is none is counted."""
+        is_known = address[:2] in self.by_address
+        self.counts["strangers"] += not is_known
+        return is_known
 
     def take_packet(self, data, peer, now_ns):
         if len(data) < HEADER_BYTES:
