@@ -2,8 +2,8 @@
 
     python3 tests/reader.py FILE '{"lines": ["239.192.0.1:30001"], "retransmit": "127.0.0.1:30003"}'
 
-Prints "ready" when its sockets are open; ends when its standard input does. Books are written as the CRC-32 of all their
-levels, at the moment that the event was handed over.
+Prints "ready" when its sockets are open; ends when its standard input does. Books are written as the CRC-32 of all
+their levels, at the moment that the event was handed over.
 """
 
 import json
@@ -29,7 +29,8 @@ def row(event):
         return [event.channel, event.session, event.sequence, event.venue_sequence, instrument.venue, instrument.symbol,
                 digest(instrument.bids(), instrument.asks())]
     if kind is Trade:
-        return [event.channel, event.session, event.sequence, event.trade_id, event.instrument.venue, event.instrument.symbol]
+        instrument = event.instrument
+        return [event.channel, event.session, event.sequence, event.trade_id, instrument.venue, instrument.symbol]
     if kind is Definition:
         return [event.channel, event.session, event.sequence, event.venue, event.symbol]
     if kind is State:
@@ -54,8 +55,9 @@ def main(path, options):
             if found is not None:
                 file.write(json.dumps([type(event).__name__, wall_ns() - began_ns, *found]) + "\n")
         for instrument in listener.instruments:
-            file.write(json.dumps(["Final", instrument.is_live, instrument.channel, instrument.session, instrument.venue_sequence,
-                                   instrument.venue, instrument.symbol, digest(instrument.bids(), instrument.asks())]) + "\n")
+            file.write(json.dumps(["Final", instrument.is_live, instrument.channel, instrument.session,
+                                   instrument.venue_sequence, instrument.venue, instrument.symbol,
+                                   digest(instrument.bids(), instrument.asks())]) + "\n")
         file.write(json.dumps(["Stats", listener.stats()]) + "\n")
 
 

@@ -2,12 +2,12 @@
 
     python3 tests/relay.py '{"routes": [["239.192.0.1", 30001, "239.192.0.2", 30001]], "loss": 0.3, "seed": 1}'
 
-A route is group and port heard, group (or host) and port sent to, on the interfaces with the addresses `hears` and `sends`.
-Lines of JSON on the standard input change keys while it runs ({"loss": 0}; "cut": true is a blackout); when the input ends, it
-prints its counters and exits. All dice are of one seed: the same datagrams in the same order meet the same fate (when they
-come is the host's business).
+A route is group and port heard, group (or host) and port sent to, on the interfaces with the addresses `hears` and
+`sends`. Lines of JSON on the standard input change keys while it runs ({"loss": 0}; "cut": true is a blackout); when
+the input ends, it prints its counters and exits. All dice are of one seed: the same datagrams in the same order meet the
+same fate (when they come is the host's business).
 
-As a child of a test: `with Relay(routes, loss=0.3, seed=1) as relay: ...; relay.change(cut=True)`; afterwards `relay.counts`.
+As a child of a test: `with Relay(routes, loss=0.3, seed=1) as relay: relay.change(cut=True)`; then `relay.counts`.
 """
 
 import heapq
@@ -21,7 +21,8 @@ import sys
 import time
 
 LOCAL = "127.0.0.1"
-DEFAULTS = {"hears": LOCAL, "sends": LOCAL, "loss": 0.0, "burst": 1, "duplication": 0.0, "reordering": 0.0, "jitter_ms": 5.0, "cut": False, "seed": 0}
+DEFAULTS = {"hears": LOCAL, "sends": LOCAL, "loss": 0.0, "burst": 1, "duplication": 0.0, "reordering": 0.0,
+            "jitter_ms": 5.0, "cut": False, "seed": 0}
 
 
 class Fate:
@@ -59,7 +60,8 @@ def heard_socket(group, port, interface):
     found.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
     found.bind((group, port))
     if int(group.partition(".")[0]) & 0xF0 == 0xE0:
-        found.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, socket.inet_aton(group) + socket.inet_aton(interface))
+        found.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP,
+                         socket.inet_aton(group) + socket.inet_aton(interface))
     found.setblocking(False)
     return found
 

@@ -2,8 +2,9 @@
 
     publisher 198.18.1.1 ── veth ── 198.18.1.2 relay 198.18.2.1 ── veth ── 198.18.2.2 listeners
 
-What loopback hides is here: multicast joined and sent by interface, routes, a cable that is pulled. Loss comes from relay.py in
-the middle, with a seed (netem would do, but not every kernel has it). Retransmission goes through the middle as unicast.
+What loopback hides is here: multicast joined and sent by interface, routes, a cable that is pulled. Loss comes from
+relay.py in the middle, with a seed (netem would do, but not every kernel has it). Retransmission goes through the
+middle as unicast.
 198.18.0.0/15 is for such tests (RFC 2544). Only for root with ip(8): nothing outside the namespaces is touched.
 """
 
@@ -53,7 +54,7 @@ def network():
     names = [f"feeder-{os.getpid()}-{part}" for part in ("publisher", "middle", "listener")]
     with contextlib.ExitStack() as stack:
         for name in names:
-            if subprocess.run(["ip", "netns", "add", name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode:
+            if subprocess.run(["ip", "netns", "add", name], stderr=subprocess.DEVNULL).returncode:
                 pytest.skip("this host lets root make no network namespaces")
             stack.callback(run, "ip", "netns", "del", name)
             run("ip", "-n", name, "link", "set", "lo", "up")
@@ -77,8 +78,8 @@ def inside(name):
 def twin(name):
     """A venue within a namespace."""
     process = subprocess.Popen(
-        [*inside(name), sys.executable, "-m", "feeder.twin.command", "--parent", "--venue", SPOT, "--rate", "500", "--symbols",
-         str(COINS), "--levels", "100"], cwd=str(PROJECT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        [*inside(name), sys.executable, "-m", "feeder.twin.command", "--parent", "--venue", SPOT, "--rate", "500",
+         "--symbols", str(COINS), "--levels", "100"], cwd=str(PROJECT), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         try:
             yield SimpleNamespace(info=json.loads(process.stdout.readline())["venue"])
@@ -95,8 +96,9 @@ def test_a_bad_network_a_pulled_cable_and_a_restart(tmp_path, network):
         with within(network.publisher):
             witness = Witness(group, PUBLISHER)
         stack.callback(witness.close)
-        relay = stack.enter_context(Relay(group.route(beyond), inside(network.middle), hears=NEAR, sends=FAR, loss=0.05, burst=4,
-                                          duplication=0.02, reordering=0.05, jitter_ms=3, seed=11))
+        relay = stack.enter_context(Relay(
+            group.route(beyond), inside(network.middle), hears=NEAR, sends=FAR, loss=0.05, burst=4, duplication=0.02,
+            reordering=0.05, jitter_ms=3, seed=11))
         options = {"lines": beyond.text, "snapshot_port": beyond.loop_port, "interface": LISTENER}
         alone = Reader(stack, tmp_path / "alone", inside(network.listener), **options)
         asking = Reader(stack, tmp_path / "asking", inside(network.listener), **options,

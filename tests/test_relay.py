@@ -18,13 +18,13 @@ from contextlib import ExitStack
 import pytest
 from reader import digest
 from relay import Relay, heard_socket
-from storm import INCREMENT_TYPE, LAST, SNAPSHOTS, TRADE_TYPE, Ledger, head_of
 from support import PROJECT
 from test_run import free_address, free_port, multicast, shared_memory       # noqa: F401
+from truth import INCREMENT_TYPE, LAST, SNAPSHOTS, TRADE_TYPE, Ledger, head_of
 
 from feeder.twin import spawn
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals, multicast on loopback as Linux has it")
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="signals, and multicast on loopback")
 
 SPOT = "binance_spot"
 COINS = 6
@@ -32,7 +32,7 @@ PACE = 40                             # packets a second of the snapshot loop: a
 
 
 class Group:
-    """An address for the messages, and the port of the loop beside it; the ports of `like`, for lines of one listener."""
+    """An address for the messages, and the port of the loop beside it; with the ports of `like`."""
 
     def __init__(self, like=None):
         self.address, self.port = free_address()
@@ -89,7 +89,7 @@ class Witness:
 
 
 class Feeder:
-    """`python3 -m feeder run` of the twin's venue, to a group; it does not outlive `stack`. `inside`: words before it."""
+    """`python3 -m feeder run` of the twin's venue, to a group; does not outlive `stack`. `inside`: words before it."""
 
     def __init__(self, stack, folder, child, group, inside=(), **output):
         self.group = group
@@ -106,7 +106,8 @@ class Feeder:
         write(f"{SPOT}.json", {"venue": SPOT, "websocket_url": info["websocket_url"], "rest_url": info["rest_url"],
                                "symbols": info["symbols"][:COINS], "snapshot_limit": 100, "published_depth": 0})
         write("symbol_mapping.json", {})
-        write("hft_config.json", {"runtime": {"workers": 0}, "memory": {"lock": False}, "log": {"path": "run.log"}, "output": {
+        write("hft_config.json", {"runtime": {"workers": 0}, "memory": {"lock": False}, "log": {"path": "run.log"},
+                                  "output": {
             "group": group.address, "port": group.port, "snapshot_port": group.loop_port,
             "snapshot_packets_per_second": PACE, "retransmit_port": int(self.retransmit.partition(":")[2]), **output}})
         self.process = None
@@ -226,8 +227,8 @@ def levels(version):
 def untold_trades(reader, ledger, first, last):
     """Return the trades numbered first..last that the reader was not told and that are in no Gap that it was told.
 
-    Of instruments whose definition it had by then: before that nobody can read the numbers of a trade. (What another stream has
-    defined already is not told again.)
+    Of instruments whose definition it had by then: before that nobody can read the numbers of a trade. (What another
+    stream has defined already is not told again.)
     """
     told = {tuple(row[3:]) for row in reader.of("Trade")}
     gaps = [row[2:4] for row in reader.of("Gap") if tuple(row[:2]) == ledger.key]
@@ -235,8 +236,9 @@ def untold_trades(reader, ledger, first, last):
     for channel, session, sequence, *name in reader.of("Definition"):
         if (channel, session) == ledger.key:
             defined.setdefault(ledger.ids[tuple(name)], sequence)
-    return [(number, fact) for number, fact in ledger.facts.items() if fact.kind == TRADE_TYPE and first <= number <= last
-            and number > defined.get(fact.instrument_id, 0) and (fact.body[0], *ledger.names[fact.instrument_id]) not in told
+    return [(number, fact) for number, fact in ledger.facts.items() if fact.kind == TRADE_TYPE
+            and max(first, defined.get(fact.instrument_id, 0) + 1) <= number <= last
+            and (fact.body[0], *ledger.names[fact.instrument_id]) not in told
             and not any(low <= number <= high for low, high in gaps)]
 
 
@@ -263,7 +265,8 @@ def test_a_bad_network_a_late_joiner_and_a_publisher_that_is_killed(tmp_path, st
     feeder = Feeder(stack, tmp_path / "feeder", child, inner)
     witness = Witness(inner)
     stack.callback(witness.close)
-    relay = stack.enter_context(Relay(inner.route(outer), loss=0.05, burst=3, duplication=0.03, reordering=0.05, seed=7))
+    relay = stack.enter_context(Relay(inner.route(outer), loss=0.05, burst=3, duplication=0.03, reordering=0.05,
+                                      seed=7))
     feeder.start()
     options = {"lines": outer.text, "snapshot_port": outer.loop_port}
     alone = Reader(stack, tmp_path / "alone", **options)
@@ -355,10 +358,10 @@ def test_two_feeders_one_line_at_30_percent_and_then_the_other_killed(tmp_path, 
     assert all(row[5] for row in reader.of("Gap") if row[6] > calm_ns), "one line brought what the other one lost"
     last = max(row[2] for row in reader.of("Trade") if row[1] == b_key[1])
     told = {(row[3], *row[4:6]) for row in reader.of("Book")}
-    for ledger, start, stop in ((a, number_at(witnesses[0], calm_ns), a.next), (b, number_at(witnesses[1], killed_ns), last)):
+    for ledger, start, stop in ((a, number_at(witnesses[0], calm_ns), a.next),
+                                (b, number_at(witnesses[1], killed_ns), last)):
         assert untold_trades(reader, ledger, start, stop) == []
-        events = [fact for number, fact in ledger.facts.items() if fact.kind == INCREMENT_TYPE and start <= number <= stop]
-        assert len(events) > 100
-        untold = [fact for fact in events if fact.flags & LAST and (fact.venue_sequence, *ledger.names[fact.instrument_id]) not in told]
-        assert untold == []
+        sent = {(fact.venue_sequence, *ledger.names[fact.instrument_id]) for number, fact in ledger.facts.items()
+                if fact.kind == INCREMENT_TYPE and fact.flags & LAST and start <= number <= stop}
+        assert len(sent) > 100 and sent <= told
     assert (None, *a_key, *b_key, "silent") in [tuple(row) for row in reader.of("Switch")]
