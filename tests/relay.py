@@ -4,8 +4,8 @@
 
 A route is group and port heard, group (or host) and port sent to, on the interfaces with the addresses `hears` and
 `sends`. Lines of JSON on the standard input change keys while it runs ({"loss": 0}; "cut": true is a blackout); when
-the input ends, it prints its counters and exits. All dice are of one seed: the same datagrams in the same order meet the
-same fate (when they come is the host's business).
+the input ends, it prints its counters and exits. All dice are of one seed: the same datagrams in the same order meet
+the same fate (when they come is the host's business).
 
 As a child of a test: `with Relay(routes, loss=0.3, seed=1) as relay: relay.change(cut=True)`; then `relay.counts`.
 """

@@ -295,7 +295,7 @@ def test_a_bad_network_a_late_joiner_and_a_publisher_that_is_killed(tmp_path, st
         assert [each[:2] for each in streams(reader)] == [first, second] and streams(reader)[1][2] == 1
     assert alone.of("Gap") and len(asking.of("Gap")) < len(alone.of("Gap"))
     assert max(witness.rounds_ns) < 1e9
-    assert late.live_after_s() < max(witness.rounds_ns) / 1e9 + 0.25, "more than a round, and what the host may take"
+    assert late.live_after_s() < max(witness.rounds_ns) / 1e9 + 0.4, "more than a round, and what the host may take"
 
 
 @pytest.mark.stress
