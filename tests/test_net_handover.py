@@ -282,6 +282,25 @@ def test_who_is_neither_root_nor_ourselves_is_not_believed(keep):
     server.accept()
 
 
+def test_readers_come_in_one_a_turn_and_no_descriptor_for_one_is_said_once(keep, caplog):
+    import resource                      # not on Windows
+    server = keep(TapServer(NAME, SLOTS))
+    knocking = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    for sock in knocking:
+        keep(sock).connect("\0feeder-tap/" + NAME)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        for _ in range(5):
+            server.accept()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert caplog.text.count("could not be let in: Too many open files") == 1 and server.readers() == []
+    for count in (1, 2, 3, 3):
+        server.accept()
+        assert len(server.readers()) == count
+
+
 def test_no_more_readers_than_there_may_be(keep, monkeypatch):
     monkeypatch.setattr(handover, "MAX_READERS", 3)
     server = keep(TapServer(NAME, SLOTS))

@@ -73,7 +73,7 @@ class TapServer:
         self.name = check_name(name)
         self.refused = 0
         self._readers = []               # (socket, pid, uid)
-        self._said = set()               # uids refused and logged; at most MAX_READERS
+        self._said = set()               # what was logged: ("uid", refused), at most MAX_READERS, ("errno", of accept)
         self._socket = _unix_socket(name)
         try:
             self._socket.bind(PREFIX + name)
@@ -96,16 +96,20 @@ class TapServer:
         self.memory_bytes = len(self._segment.buffer)
 
     def accept(self):
-        """Let in, or refuse, who waits at the door; call it when the socket is readable."""
-        for _ in range(MAX_READERS):
-            try:
-                sock, _ = self._socket.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:             # as many descriptors as we may have; the reader tries again
-                log.warning("tap %s: a reader could not be let in: %s", self.name, os_error_text(error))
-                return
-            self._hand_over(sock)
+        """Let in, or refuse, the first who waits at the door; call it when the socket is readable.
+
+        One a turn: who knocks all the time does not hold the writer up.
+        """
+        try:
+            sock, _ = self._socket.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:             # no descriptor left, mostly: it goes on to wait
+            if ("errno", error.errno) not in self._said:
+                self._said.add(("errno", error.errno))
+                log.warning("tap %s: a reader could not be let in: %s (said once)", self.name, os_error_text(error))
+            return
+        self._hand_over(sock)
 
     def _hand_over(self, sock):
         try:
@@ -123,8 +127,8 @@ class TapServer:
             pid, uid, reason = 0, -1, os_error_text(error)
         sock.close()
         self.refused += 1
-        if uid not in self._said and len(self._said) < MAX_READERS:
-            self._said.add(uid)
+        if ("uid", uid) not in self._said and len(self._said) < MAX_READERS:
+            self._said.add(("uid", uid))
             log.warning("tap %s: process %d is refused: %s", self.name, pid, reason)
 
     def readers(self):
