@@ -459,7 +459,7 @@ class Receiver:
         if stream is None:
             stream = self.open(number, session, expected, now_ns)
             yield Heard(SESSION, stream, stream.expected, None, stream.session)
-        path.take(stream, expected)
+        path.take(stream, max(expected, stream.session.first))
         return path
 
     def open(self, channel, number, expected, now_ns):

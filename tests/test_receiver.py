@@ -852,6 +852,20 @@ def test_sessions_belong_to_lines_and_a_stream_is_over_when_they_all_have_gone()
     assert heard.lines[1].lost == 2 and heard.lost == 2 and check_books(heard, restarted) == 1
 
 
+def test_a_line_lost_nothing_of_a_stream_from_before_it_was_heard_of():
+    publisher, datagrams = published()
+    changes(publisher, 20)
+    other = Publisher(START + SECOND, random.Random(2), count=1, packet_bytes=1472)
+    other.encoder.end()
+    heard = Receiver()
+    collect(heard, datagrams[8], other.datagrams[0])                     # two feeders at one address by mistake
+    assert collect(heard, datagrams[12]) == [("session", 11), ("gap", 11)]
+    assert heard.lines[0].lost == heard.lost == 3
+    collect(heard, other.datagrams[0], line=1)
+    collect(heard, datagrams[13], line=1)
+    assert heard.lines[1].lost == 4                                      # of those that were heard of
+
+
 def test_a_stream_that_was_left_and_fell_silent_is_dropped_and_may_go_on():
     publisher, datagrams = published()
     changes(publisher, 3)
