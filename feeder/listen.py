@@ -30,7 +30,8 @@ RECENT_GAPS = 5              # shown on the screen, and named in plain lines at 
 EXIT_OK, EXIT_INTERNAL, EXIT_LOSS, EXIT_NOTHING = 0, 1, 3, 4
 
 HELP = """exit codes: 0 nothing was lost; 3 messages were lost, or a repeated snapshot differs from the book kept;
-4 no packet of ours came at all; 2 wrong arguments or the host refused; 1 an error of this program.
+4 no packet of ours came at all; 2 wrong arguments or the host refused; 1 an error of this program, or a pcap file
+that is not whole.
 
 examples: python3 -m feeder listen
           python3 -m feeder listen --book binance_spot:BTCUSDT

@@ -135,9 +135,12 @@ class Copies:
             return None
         self.packets += 1
         self.bytes += len(datagram)
-        copy = self.streams.get((channel, session)) or self.open(channel, session, now_ns)
-        if copy is None:
+        try:
+            copy = self.streams.get((channel, session)) or self.open(channel, session, now_ns)
             reason = f"more than {self.limit} streams"
+        except MemoryError:
+            copy, reason = None, f"no memory to keep {self.datagrams:,} datagrams of {self.packet_bytes:,} bytes"
+        if copy is None:
             self.refused[reason] += 1
             return reason
         copy.heard_ns = now_ns
@@ -274,14 +277,16 @@ class Retransmitter:
         drops = self.kernel_drops()
         faults = [f"{count:,} x {reason}" for reason, count in sorted(copies.refused.items())]
         faults += [f"kernel drops {drops:,}"] if drops else []
+        faults += [f"internal errors {self.loop.errors:,}"] if self.loop.errors else []
         lines += ["faults    " + "; ".join(faults)] if faults else []
         for row in copies.rows(steady_ns()):
-            lines.append(f"channel {row['channel']:<3}session {row['session']} {row['state']}: {row['kept']:,} packets "
-                         f"kept, messages {row['oldest']:,} to {row['newest']:,}; "
-                         f"{row['missing_messages']:,} never heard")
-        lines.append(f"answered  {counts['requests']:,} requests at {self.where} by {counts['packets']:,} packets, "
-                     f"{size_text(counts['packet_bytes'])}; {counts['challenges']:,} challenges, "
-                     f"{counts['unavailable']:,} unavailable, {counts['busy']:,} busy")
+            lines += [f"channel {row['channel']:<3}session {row['session']} {row['state']}: {row['kept']:,} packets kept",
+                      f"          messages {row['oldest']:,} to {row['newest']:,}; "
+                      f"{row['missing_messages']:,} never heard"]
+        lines += [f"answered  {counts['requests']:,} requests at {self.where} by {counts['packets']:,} packets, "
+                  f"{size_text(counts['packet_bytes'])}",
+                  f"          {counts['challenges']:,} challenges, {counts['unavailable']:,} unavailable, "
+                  f"{counts['busy']:,} busy"]
         dropped = {"from other networks": counts["other_networks"], "malformed": counts["malformed"],
                    "not requests": counts["not_requests"], "challenges beyond the limit": counts["challenges_refused"],
                    "the kernel did not take": sock.dropped, "could not be sent": sock.errors}

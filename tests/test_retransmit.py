@@ -82,6 +82,13 @@ def test_loop_packets_and_answers_are_not_kept():
     assert not copies.streams and not copies.packets
 
 
+def test_what_there_is_no_memory_for_is_refused_by_name():
+    copies = Copies(4, 1 << 50, 1)
+    reason = copies.take(datagrams([2])[0], 0)
+    assert reason.startswith("no memory to keep 1,125,899,906,842,624 datagrams") and copies.refused == {reason: 1}
+    assert not copies.streams and not copies.channels
+
+
 def test_a_stream_lives_until_its_place_is_wanted():
     copies = Copies(2, 10, 1472)
     first, second, third, fourth = (SESSION + at for at in range(4))
