@@ -114,6 +114,7 @@ class Answers:
         """
         inlet, buffer = self.inlet, self.inlet.buffer
         receive_into, on_datagram, knows = self.socket.receive_into, inlet.on_datagram, inlet.client.knows
+        recording, here = inlet.recording, (self.socket.address, self.socket.port)
         count = 0
         while count < TURN:
             found = receive_into(buffer)
@@ -122,7 +123,10 @@ class Answers:
             size, address = found
             count += 1
             if knows(address):
-                on_datagram(buffer[:size], wall_ns(), address)
+                datagram, now_ns = buffer[:size], wall_ns()
+                if recording is not None:
+                    recording.add(now_ns, here, datagram, address)
+                on_datagram(datagram, now_ns, address)
         else:
             inlet.is_more = True
         inlet.datagrams += count
@@ -166,7 +170,7 @@ class Tap:
 
 
 class Recording:
-    """The pcap file of all that came by lines and loops."""
+    """The pcap file of all that came by lines, loops, and on request."""
 
     def __init__(self, path):
         self.path = path
@@ -179,10 +183,10 @@ class Recording:
         except OSError as error:
             raise HostError(f"pcap file {path}: {error.strerror}") from None
 
-    def add(self, now_ns, endpoint, datagram):
+    def add(self, now_ns, destination, datagram, source=None):
         if not self.error:
             try:
-                self.file.write(pcap.record(now_ns, None, endpoint, datagram))
+                self.file.write(pcap.record(now_ns, source, destination, datagram))
                 self.count += 1
             except OSError as error:                   # the disk is full: listening goes on
                 self.failed(error)

@@ -4,7 +4,8 @@
                                       │             └──▶ --publish: as they are, at the pace of --speed
                                       └─ not ours: counted
 
-Each destination in the file is a line; what a line lost and another brought is no loss, in the hold that is given.
+Each destination in the file is a line, but of what was sent again on request; a tap's, written by `listen`, is
+0.0.0.0:0. What a line lost and another brought is no loss, in the hold that is given.
 Sent again, all go to one group: in sequence to its port, the snapshot loop to its own. Control datagrams stay here.
 """
 
@@ -14,7 +15,7 @@ from feeder import pcap
 from feeder.clock import MILLISECOND, SECOND
 from feeder.errors import CaptureError
 from feeder.listen import gap_record, instrument_record
-from feeder.packet import MAGIC, PACKET, SNAPSHOTS
+from feeder.packet import MAGIC, PACKET, RETRANSMITTED, SNAPSHOTS
 from feeder.receiver import MAX_LINES, Receiver, exhaust
 from feeder.screen import time_text
 
@@ -97,7 +98,8 @@ class CaptureReplay:
             sender = self.senders[is_loop]
             if sender is not None:
                 sender.send(datagram)
-            receiver.receive(datagram, now_ns, 0 if is_loop else self.line(captured.destination))
+            is_line = not flags & (SNAPSHOTS | RETRANSMITTED)
+            receiver.receive(datagram, now_ns, self.line(captured.destination) if is_line else None)
         held_ns = receiver.deadline_ns
         self.due_ns = now_ns + TICK_NS if held_ns is None else min(now_ns + TICK_NS, held_ns)
 
@@ -141,7 +143,8 @@ class CaptureReplay:
             "snapshot_loop": {"packets": heard.loop_packets, "lost": heard.loop_lost, "rounds": heard.rounds,
                               "books_taken": heard.taken_from_loop},
             "send_to_capture_ns": heard.send_latency.summary(),
-            "lines": [self.line_row(str(destination), number) for destination, number in self.lines.items()],
+            "lines": [self.line_row(str(destination) if destination.port else "a tap", number)
+                      for destination, number in self.lines.items()],
             "gaps": [gap_record(gap) for gap in heard.gaps],
             "sessions": [{"channel": session.channel, "session": session.number, "first_sequence": session.first,
                           "messages": session.messages, "ended": session.ended} for session in heard.sessions],

@@ -18,7 +18,8 @@ from feeder.errors import ConfigError, FeederError, HostError
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE, REASON_CODES, STALE
 from feeder.net import PacketReceiver, PacketSender, SocketOptions, UnicastSocket
-from feeder.packet import INCREMENT, SNAPSHOT, Encoder
+from feeder.packet import INCREMENT, RETRANSMITTED, SNAPSHOT, Encoder
+from feeder.pcap import Reader
 from feeder.receiver import exhaust
 
 GROUP = "239.192.77.5"
@@ -388,6 +389,10 @@ def test_two_lines_and_retransmission_are_told_line_by_line(multicast, tmp_path,
             assert "resent    1 packets" in text
             assert f"239.192.77.6:{port} on 127.0.0.1: " in text and "snapshots 1 packets" in text
             monitor.refresh()
+    with open(path, "rb") as file:                       # what was sent again is in it, or a replay would miss it
+        resent = [each.source.port for each in Reader(file, "came.pcap")
+                  if each.datagram[:4] == b"FDR1" and each.datagram[5] & RETRANSMITTED]
+    assert resent == [server.port]
 
 
 def test_print_with_a_hold_is_in_order_and_tells_gaps_when_they_are_declared(multicast, capsys):

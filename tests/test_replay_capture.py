@@ -202,6 +202,18 @@ def test_what_is_not_ours_is_counted(tmp_path):
     assert "left out: 1 datagrams of others" in text and "left out: 1 of retransmission" in text
 
 
+def test_what_was_sent_again_fills_a_gap_and_is_no_line_and_a_tap_is_named(tmp_path):
+    desk = Desk()
+    desk.events(4)
+    number, (now_ns, _, datagram) = 2, [each for each in desk.sent if each[1] is LINE_A][2]
+    again = bytearray(datagram)
+    again[5] |= packet.RETRANSMITTED
+    tap, asker = Endpoint("0.0.0.0", 0, None), Endpoint("0.0.0.0", 40_000, None)
+    _, result = replayed(desk.capture(tmp_path / "a.pcap", lost=[number], extra=[
+        (now_ns + 10, asker, bytes(again)), (desk.now_ns, tap, desk.sent[-1][2])]))
+    assert result["gaps"] == [] and [line["name"] for line in result["lines"]] == ["239.192.0.1:30001", "a tap"]
+
+
 def test_a_key(tmp_path):
     desk = Desk(seal=Seal(KEY))
     path = desk.capture(tmp_path / "a.pcap")
