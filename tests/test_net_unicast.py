@@ -1,12 +1,14 @@
 """A socket that answers whom it likes, on the loopback of both families."""
 
 import logging
+import socket
+import sys
 from contextlib import closing
 
 import pytest
 
 from feeder.errors import HostError
-from feeder.net import Loop, UnicastSocket
+from feeder.net import Loop, PacketReceiver, UnicastSocket
 
 SECOND = 10**9
 
@@ -38,6 +40,28 @@ def test_there_and_back(address):
             wait_for(first)
             size, sender = first.receive_into(buffer)
             assert bytes(buffer[:size]) == expected and sender[:2] == (address, second.port)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="IP_PKTINFO as Linux has it")
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_what_was_sent_to_many_is_empty_where_all_addresses_are_bound(address):
+    try:
+        server, group = UnicastSocket(address), PacketReceiver("239.192.77.9", 0, interface="127.0.0.1")
+    except HostError as error:
+        pytest.skip(str(error))
+    with closing(server), closing(group), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asker:
+        asker.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        asker.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, socket.inet_aton("127.0.0.1"))
+        for where in ("239.192.77.9", "127.255.255.255", "127.0.0.5", "127.0.0.1"):
+            asker.sendto(b"question", (where, server.port))
+        if address == "::":                      # which may hear IPv4, too, but nothing that is sent to many
+            with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as six:
+                six.sendto(b"question", ("::1", server.port))
+        wait_for(server)                         # loopback delivers before sendto() returns
+        came = list(iter(lambda: server.receive_into(bytearray(100)), None))
+        sizes = [size for size, _ in came]
+        assert [size for size in sizes if size] == [8] * (3 if address == "::" else 2), came
+        assert address == "::" or sizes[:2] == [0, 0]
 
 
 def test_a_turn_has_an_end():
@@ -87,6 +111,6 @@ def test_a_port_that_is_taken_and_an_address_that_is_not_ours():
     with closing(UnicastSocket()) as sock:
         with pytest.raises(HostError, match=f"cannot bind 127.0.0.1:{sock.port}: Address already in use"):
             UnicastSocket("127.0.0.1", sock.port)
-    for address in ("192.0.2.1", "2001:db8::1", "nonsense"):
+    for address in ("192.0.2.1", "2001:db8::1", "nonsense", "239.192.7.1", "ff15::1", "255.255.255.255"):
         with pytest.raises(HostError, match="cannot (bind|open a socket)"):
             UnicastSocket(address)

@@ -3,6 +3,8 @@
 In:   datagrams with their sender's address.   Out: datagrams to an address.
 
 It never blocks; what the kernel does not take is counted, as in udp.py. IPv4 or IPv6 by the address it is bound to.
+Bound to all addresses it would hear what is broadcast, or sent to a group that anybody on this host joined (ip(7)): one
+forged request, and every server of a network answers the same third party. On Linux such a datagram is seen as empty.
 """
 
 import errno
@@ -11,12 +13,14 @@ import logging
 import socket
 
 from ..errors import HostError
-from .sockets import BUFFER_BYTES, address_text, os_error_text, request_buffer
+from .sockets import BUFFER_BYTES, LINUX, address_text, os_error_text, request_buffer
 
 log = logging.getLogger("feeder.net")
 
 TURN = 1                     # requests that are answered in one turn: up to 64 packets, 0.25 ms
 REQUEST_BYTES = 2048         # what is longer is cut, and then malformed
+IP_PKTINFO = 8               # ip(7), Linux; int index, struct in_addr ours, struct in_addr it was sent to
+TOLD_BYTES = 80              # CMSG_SPACE of it, and of IPv6's: struct in6_addr it was sent to, unsigned index
 
 
 class UnicastSocket:
@@ -26,7 +30,10 @@ class UnicastSocket:
         self._logged = set()             # errno values
         self._buffer = memoryview(bytearray(REQUEST_BYTES))
         try:
-            is_ipv6 = ipaddress.ip_address(address.partition("%")[0]).version == 6
+            own = ipaddress.ip_address(address.partition("%")[0])
+            if own.is_multicast or address == "255.255.255.255":
+                raise ValueError("expected the address of a host")
+            is_ipv6 = own.version == 6
             self._socket = socket.socket(socket.AF_INET6 if is_ipv6 else socket.AF_INET, socket.SOCK_DGRAM)
         except (ValueError, OSError) as error:
             raise HostError(f"cannot open a socket at {address}: {os_error_text(error)}") from None
@@ -40,6 +47,11 @@ class UnicastSocket:
             raise HostError(f"cannot bind {address_text((address, port))}: {os_error_text(error)}") from None
         self.address, self.port = self._socket.getsockname()[:2]
         self._recvfrom_into = self._socket.recvfrom_into
+        if LINUX and own.is_unspecified:
+            self._socket.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)        # of IPv6's sockets, too: they hear IPv4
+            if is_ipv6:
+                self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+            self._recvfrom_into = self._receive_ours_into
         self._sendto = self._socket.sendto
 
     def receive_into(self, buffer):
@@ -51,6 +63,14 @@ class UnicastSocket:
         except OSError as error:         # Windows: somebody we answered was gone (KB 263823), or it is too long
             self._count(error, "receiving")
             return None
+
+    def _receive_ours_into(self, buffer):
+        size, ancillary, _, address = self._socket.recvmsg_into((buffer,), TOLD_BYTES)
+        for level, kind, told in ancillary:
+            if (level == socket.IPPROTO_IP and kind == IP_PKTINFO and told[4:8] != told[8:12]
+                    or level == socket.IPPROTO_IPV6 and kind == socket.IPV6_PKTINFO and told[0] == 0xFF):
+                size = 0
+        return size, address
 
     def send(self, datagram, address):
         """Send one datagram; return False if it did not leave, which is counted."""
