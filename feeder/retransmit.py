@@ -53,7 +53,7 @@ def configure(parser):
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--line", metavar="A:P", action="append", dest="lines",
                         help="a group, or an address of this host, that carries the packets; may be repeated "
-                        f"(default {', '.join(str(each._replace(interface=None)) for each in channels(output))})")
+                        f"(default {', '.join(default_lines())})")
     parser.add_argument("--interface", metavar="I", default=output.interface,
                         help="interface of lines that name none (default %(default)s)")
     parser.add_argument("--source", metavar="A", default="", help="the only sender to hear (source-specific multicast)")
@@ -76,6 +76,11 @@ def configure(parser):
                         help="most that is sent again, to all askers (default %(default)s)")
     parser.add_argument("--seconds", metavar="N", type=number(float, 0.001, 1e8), help="stop after so long")
     parser.add_argument("--report", metavar="FILE", help="write one JSON object at the end; - is standard output")
+
+
+def default_lines():
+    """Return what a publisher sends to, as texts without interface."""
+    return [str(each._replace(interface=None)) for each in channels(builtin().output)]
 
 
 def main(args):
@@ -190,7 +195,7 @@ class Retransmitter:
     def __init__(self, args):
         self.args = args
         default = builtin().output
-        lines = [parse(text, default.port) for text in args.lines] if args.lines else channels(default)
+        lines = [parse(text, default.port) for text in args.lines or default_lines()]
         if len(lines) > MAX_LINES:
             raise ConfigError(f"{len(lines)} lines, {MAX_LINES} can be heard")
         seal = read_key(args.key_file) if args.key_file else None

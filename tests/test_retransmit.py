@@ -4,6 +4,7 @@
              └──▶ a receiver here, which loses more, and asks ◀────────────┘
 """
 
+import argparse
 import json
 import random
 import signal
@@ -14,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from feeder import retransmit
 from feeder.clock import SECOND, steady_ns
 from feeder.control import Client, is_control
+from feeder.errors import HostError
 from feeder.net import Loop, PacketReceiver, PacketSender, UnicastSocket
 from feeder.packet import END, FLAGS_AT, HEARTBEAT, RETRANSMITTED, Encoder, LoopEncoder
 from feeder.retransmit import Copies
@@ -80,6 +83,13 @@ def test_loop_packets_and_answers_are_not_kept():
     loop.flush()
     assert copies.take(out[0], 0) is None and copies.take(flagged(datagrams([1])[0]), 0) is None
     assert not copies.streams and not copies.packets
+
+
+def test_the_default_lines_are_heard_by_the_interface_that_is_given():
+    parser = argparse.ArgumentParser()
+    retransmit.configure(parser)
+    with pytest.raises(HostError, match="interface nobody-has-it: neither a name nor an address"):
+        retransmit.Retransmitter(parser.parse_args(["--port", str(free_port()), "--interface", "nobody-has-it"]))
 
 
 def test_what_there_is_no_memory_for_is_refused_by_name():
