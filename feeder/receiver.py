@@ -694,33 +694,33 @@ class Receiver:
                 return None
             stream = self.open(*key, packet.sequence, now_ns)
             yield Heard(SESSION, stream, stream.expected, None, stream.session)
-        if stream.loop_number is not None:
-            step = packet.loop - stream.loop_number & 0xFFFFFFFF
-            if not 0 < step < 2**31:
-                self.loop_unused += 1                         # another line has brought it
-                return None
-            if step > 1:
-                self.loop_lost += step - 1
-                stream.loop_pending = None
-        stream.loop_number = packet.loop
+        told, parts = [], []
         for message in packet.messages:
+            if type(message) is Book and not (message.flags & FIRST and message.flags & LAST):
+                parts.append(message)
+            else:
+                told.append((packet.sequence, message))
+        found = stream.loop.take(packet.loop, packet.sequence, parts)
+        if found is None:
+            self.loop_unused += 1                             # another line has brought it
+            return None
+        self.loop_lost += found[0]
+        for at, message in told + found[1]:
             if type(message) is Round:
                 self.rounds += 1
                 stream.begin_round(message.number, now_ns)
                 continue
-            if type(message) is Book and not (message.flags & FIRST and message.flags & LAST):
-                message = stream.loop_part(packet.sequence, message)
             if type(message) not in (Definition, Book, Status) or message.instrument_id == ALL_INSTRUMENTS:
                 continue
             view = self.view(stream, message.instrument_id)
             if view is None:
                 continue
-            if packet.sequence <= stream.order.expected:
-                heard = self.take_from_loop(view, packet.sequence, message)
+            if at <= stream.order.expected:
+                heard = self.take_from_loop(view, at, message)
                 if heard is not None:
                     yield heard
             elif stream.order.waits or not view.in_step:
-                stream.ahead.append((packet.sequence, view, message))
+                stream.ahead.append((at, view, message))
                 self.kept_numbers += weight(message)
                 while stream.ahead and (len(stream.ahead) > MAX_AHEAD or self.kept_numbers > MAX_KEPT_NUMBERS):
                     self.kept_numbers -= weight(stream.ahead.popleft()[2])

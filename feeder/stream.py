@@ -16,6 +16,8 @@ from feeder.reorder import Missing
 from feeder.view import Pending
 
 ARRIVALS = 4_096                  # of a stream with several lines, how many are remembered to measure lags
+LOOP_MASK = 0xFFFFFFFF            # numbers of the loop begin again behind it
+MAX_EARLY = 8                     # packets of the loop
 
 
 class Session:
@@ -42,7 +44,7 @@ class Stream:
     """Where one session on one channel stands."""
 
     __slots__ = ("key", "channel", "session", "order", "paths", "arrivals", "heard_ns", "silent", "is_left", "is_over",
-                 "end_at", "era", "since", "views", "keepers", "ahead", "loop_number", "loop_pending", "round",
+                 "end_at", "era", "since", "views", "keepers", "ahead", "loop", "round",
                  "round_at", "round_ns", "__weakref__")
 
     def __init__(self, session, order, now_ns):
@@ -62,8 +64,7 @@ class Stream:
         self.views = {}
         self.keepers = set()           # views with something in `kept`
         self.ahead = deque()           # (at, view, message) of the loop
-        self.loop_number = None
-        self.loop_pending = None       # [at, message, bids, asks] of a book that is split
+        self.loop = Loop()
         self.round = self.round_at = 0
         self.round_ns = None           # how long the last round took: between the beginnings of two in a row
 
@@ -87,19 +88,62 @@ class Stream:
         self.round_ns = now_ns - self.round_at if follows else None
         self.round, self.round_at = number, now_ns
 
-    def loop_part(self, at, message):
-        """Collect the parts of a book in the loop; return it when it is whole, else None."""
-        pending = self.loop_pending
-        if message.flags & FIRST:
-            pending = self.loop_pending = (at, Pending(message, 0, at))
-        elif pending is None:
+
+class Loop:
+    """The snapshot loop's packets by their numbers: each once, and the parts of split books in order.
+
+    Only parts have an order: those of a packet that is early wait for those before it, while no more than MAX_EARLY do.
+    """
+
+    __slots__ = ("next", "newest", "early", "pending")
+
+    def __init__(self):
+        self.next = self.newest = None     # number whose parts come next; the highest one seen
+        self.early = {}                    # number -> (at, parts)
+        self.pending = None                # (at, Pending) of a book that is split
+
+    def take(self, number, at, parts):
+        """Note a packet; return (how many more are missing, -1 for one that was; [(at, book) that is whole now]).
+
+        None for one that was here, or is no longer waited for.
+        """
+        if self.next is None:
+            self.next = number
+            self.newest = number - 1 & LOOP_MASK
+        if number - self.next & LOOP_MASK > LOOP_MASK >> 1 or number in self.early:
             return None
-        whole = pending[1]
-        if pending[0] != at or whole.instrument_id != message.instrument_id or not whole.add(message, 0):
-            self.loop_pending = None
+        missing = (number - self.newest & LOOP_MASK) - 1
+        if missing > LOOP_MASK >> 1:
+            missing = -1
+        else:
+            self.newest = number
+        self.early[number] = at, parts
+        books = []
+        while self.early:
+            found = self.early.pop(self.next, None)
+            if found is None:
+                if len(self.early) <= MAX_EARLY:
+                    break
+                self.next = min(self.early, key=lambda each: each - self.next & LOOP_MASK)
+                self.pending = None
+                continue
+            self.next = self.next + 1 & LOOP_MASK
+            at, parts = found
+            books += [(at, book) for book in (self.part(at, part) for part in parts) if book is not None]
+        return missing, books
+
+    def part(self, at, message):
+        """Add a part to the book that is split; return it when it is whole, else None."""
+        if message.flags & FIRST:
+            self.pending = (at, Pending(message, 0, at))
+        elif self.pending is None:
+            return None
+        began_at, book = self.pending
+        if began_at != at or book.instrument_id != message.instrument_id or not book.add(message, 0):
+            self.pending = None
         elif message.flags & LAST:
-            self.loop_pending = None
-            return whole.whole(message)
+            self.pending = None
+            return book.whole(message)
         return None
 
 

@@ -11,9 +11,9 @@ import heapq
 import random
 from collections import deque, namedtuple
 
-from judge import SECOND, SILENCE_NS, START, TICK_NS, Desk, Failure, Judge
+from judge import SECOND, SILENCE_NS, START, TICK_NS, Desk, Judge
 from support import is_best
-from truth import CONTROL, RETRANSMITTED, SNAPSHOTS, UNAVAILABLE, Ledger, cut, head_of
+from truth import CONTROL, RETRANSMITTED, UNAVAILABLE, Ledger, cut, head_of
 
 from feeder import receiver as receiving
 from feeder.arbiter import Arbiter
@@ -416,7 +416,6 @@ class Link:
         self.world = world
         self.dice = dice
         self.weather = weather
-        self.loop_weather = None        # of packets of the snapshot loop, where it is another
         self.deliver = deliver
         self.calm = False
         self.losing = 0                 # datagrams of a burst of losses that are still to come
@@ -425,8 +424,6 @@ class Link:
 
     def send(self, datagram):
         dice, weather = self.dice, self.weather
-        if self.loop_weather is not None and datagram[5] & SNAPSHOTS:
-            weather = self.loop_weather
         now_ns = self.world.now_ns
         if self.calm:
             return self.world.at(now_ns + WIRE_DELAY_NS, self.deliver, datagram, True)

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from feeder import packet, receiver
+from feeder import packet, receiver, stream as stream_module
 from feeder.instrument import Instrument
 from feeder.message import LIVE, REASON_CODES, STALE, SYNCING
 from feeder.packet import EDITION_SHIFT, INCREMENT, LAST, REFRESH, SNAPSHOT, Encoder, LoopEncoder, OrderBookItem, Trade
@@ -1262,3 +1262,41 @@ def test_many_storms(block):
     for seed in range(1_000 + 100 * block, 1_100 + 100 * block):
         print(f"seed {seed}")
         storm(seed)
+
+
+def test_the_loops_packets_may_change_places():
+    """Each once; parts of split books wait for those before them, a lost one costs only its own book."""
+    def book(flags, price):
+        return packet.Book(SNAPSHOT, price // 100, 1, 0, 0, flags, LIVE, 1, (price, 1), ())
+
+    dice = random.Random(4)
+    for _ in range(200):
+        packets, books = [], dice.randrange(1, 5)
+        for number in range(books):                      # of some parts each, in packets that follow on each other
+            parts = dice.randrange(2, 5)
+            for part in range(parts):
+                flags = packet.FIRST * (not part) | packet.LAST * (part == parts - 1)
+                packets.append((number, book(flags, 100 * number + part)))
+        first = dice.choice((1, 7, 2**32 - 3))
+        lost = dice.randrange(len(packets)) if dice.random() < 0.5 else None
+        order = list(range(len(packets)))
+        for at in range(1, len(order) - 1):              # neighbours but the first change places
+            if dice.random() < 0.5:
+                order[at], order[at + 1] = order[at + 1], order[at]
+        loop, whole, missing = stream_module.Loop(), [], 0
+        loop.take(first - 1 & stream_module.LOOP_MASK, 0, [])
+        for at in order + order:
+            if at != lost:
+                found = loop.take(first + at & stream_module.LOOP_MASK, packets[at][0], [packets[at][1]])
+                if found is not None:
+                    missing += found[0]
+                    whole += found[1]
+        for at in range(len(packets), len(packets) + stream_module.MAX_EARLY + 1):        # the next ones give it up
+            found = loop.take(first + at & stream_module.LOOP_MASK, 99, [])
+            missing += found[0]
+            whole += found[1]
+        expected = [number for number in range(books) if lost is None or number != packets[lost][0]]
+        assert [at for at, _ in whole] == expected and missing == (lost is not None)
+        for at, each in whole:
+            assert list(each.bids[::2]) == [part.bids[0] for number, part in packets if number == at]
+        assert loop.take(first & stream_module.LOOP_MASK, 0, []) is None and not loop.early

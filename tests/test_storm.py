@@ -165,7 +165,6 @@ def test_who_joins_at_any_moment_is_live_within_a_round(loop_rate, weather, hold
         rounds = rounds_ns(found)
         for _ in range(4):
             consumer = found.join()
-            consumer.links[0].loop_weather = FINE          # parts of a book that change places cost a round
             instruments = consumer.desk.arbiter.instruments
             joined_ns = world.now_ns
             while len(instruments) < len(market.coins) or not all(each.is_live for each in instruments.values()):
