@@ -219,16 +219,17 @@ class OwnLosses:
         if magic != MAGIC or flags & SNAPSHOTS or not count:
             return
         for known in reversed(self.ranges):
-            if known[:2] == [channel, session]:
-                if known[3] + 1 == first:
-                    known[3] = first + count - 1
+            if known[0] == channel and known[1] == session:
+                if known[2] <= first <= known[3] + 1:        # the next one, or the same by another line
+                    known[3] = max(known[3], first + count - 1)
                     return
                 break
         self.ranges.append([channel, session, first, first + count - 1])
 
     def hit(self, channel, session, first, last):
         """Return True if some of these messages were dropped here; another line may have brought them all the same."""
-        return any(known[:2] == [channel, session] and known[2] <= last and first <= known[3] for known in self.ranges)
+        return any(first <= end and begin <= last and at == channel and number == session
+                   for at, number, begin, end in self.ranges)
 
 
 class Inlet:

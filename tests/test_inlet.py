@@ -53,6 +53,10 @@ def test_own_losses_are_ranges_by_what_headers_say():
     assert [losses.hit(1, 5, first, last) for first, last in ((1, 9), (9, 10), (15, 15), (16, 39), (30, 60))] == [
         False, True, True, False, True]
     assert not losses.hit(1, 6, 10, 15)
+    for number in range(100, 200):               # what two lines carry
+        losses.add(header(number, 1))
+        losses.add(header(number, 1))
+    assert list(losses.ranges)[3:] == [[1, 5, 100, 199]]
     for number in range(2 * MAX_OWN_LOSSES):
         losses.add(header(1000 + 2 * number, 1))
     assert len(losses.ranges) == MAX_OWN_LOSSES
