@@ -30,8 +30,8 @@ RECENT_GAPS = 5              # shown on the screen, and named in plain lines at 
 EXIT_OK, EXIT_INTERNAL, EXIT_LOSS, EXIT_NOTHING = 0, 1, 3, 4
 
 HELP = """exit codes: 0 nothing was lost; 3 messages were lost, or a repeated snapshot differs from the book kept;
-4 no packet of ours came at all; 2 wrong arguments or the host refused; 1 an error of this program, or a pcap file
-that is not whole.
+4 no packet of ours came at all; 2 wrong arguments or the host refused; 1 an error of this program, or what it
+writes (--pcap, --print) is not whole.
 
 examples: python3 -m feeder listen
           python3 -m feeder listen --book binance_spot:BTCUSDT
@@ -252,15 +252,21 @@ class Monitor:
 
     def exit_code(self):
         heard = self.heard
-        if self.loop.errors or self.pcap_error():
+        if self.loop.errors or self.unwritten():
             return EXIT_INTERNAL
         if not heard.packets:
             return EXIT_NOTHING
         return EXIT_LOSS if heard.lost or heard.mismatches else EXIT_OK
 
-    def pcap_error(self):
-        recording = self.inlet.recording
-        return recording.error if recording is not None else ""
+    def unwritten(self):
+        """Return what was to be written and was not, as sentences."""
+        recording, lines = self.inlet.recording, self.lines
+        found = []
+        if recording is not None and recording.error:
+            found.append(f"{self.args.pcap} ends after {recording.count:,} datagrams or before: {recording.error}")
+        if lines is not None and lines.error:
+            found.append(f"the standard output ended after {self.printed:,} messages or before: {lines.error}")
+        return found
 
     # -- text ------------------------------------------------------------------------------------------------
 
@@ -292,9 +298,7 @@ class Monitor:
         found += [f"{count:,} x {reason}" for reason, count in heard.errors.items()]
         if heard.mismatches:
             found.append(f"last mismatch: {heard.last_mismatch}")
-        if self.pcap_error():
-            found.append(f"{self.args.pcap} ends after {self.inlet.recording.count:,} datagrams or before: "
-                         f"{self.pcap_error()}")
+        found += self.unwritten()
         return ["faults    " + "; ".join(found)] if found else []
 
     def where(self):

@@ -11,6 +11,7 @@ Text is made printable first: a symbol from the wire must not be able to steer t
 Not here: when to refresh, and what is worth showing.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -25,19 +26,23 @@ PLAIN_INTERVAL_NS = 1_000_000_000
 
 OPEN = "\x1b[?1049h\x1b[?25l\x1b[?7l"       # alternate screen, no cursor, no wrapping at the right edge
 CLOSE = "\x1b[?7h\x1b[?25h\x1b[?1049l"
+NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 HOME, CLEAR_LINE, CLEAR_BELOW, CLEAR_ALL = "\x1b[H", "\x1b[2K", "\x1b[J", "\x1b[2J"
 
 Column = namedtuple("Column", "title align rank")      # align "<" or ">"; the highest rank gives way first
 
 
 class Screen:
-    """Args: stream, standard output if not given. `broken` turns true when nobody reads it any more."""
+    """Args: stream, standard output if not given. `broken` turns true when nobody reads it any more; `error` says why, where it is a
+    file that cannot be written.
+    """
 
     def __init__(self, stream=None):
         self.stream = sys.stdout if stream is None else stream
         self.is_live = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.interval_ns = LIVE_INTERVAL_NS if self.is_live else PLAIN_INTERVAL_NS
         self.broken = False
+        self.error = ""
         self.painted = None              # size of the last painting; None: the screen is not ours now
 
     def size(self):
@@ -80,8 +85,10 @@ class Screen:
         try:
             self.stream.write(text.encode(encoding, "replace").decode(encoding))
             self.stream.flush()
-        except OSError:
+        except OSError as error:
             self.broken = True
+            if error.errno in NO_ROOM:
+                self.error = error.strerror
             silence(self.stream)
 
     def close(self):

@@ -187,6 +187,15 @@ def test_print_writes_json_lines_with_names_and_decimal_text(multicast, tmp_path
     assert "listened" in captured.err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_print_into_a_full_disk_is_told(multicast, tmp_path, capsys, monkeypatch):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        code, report = run(tmp_path, "--print", "--count", MESSAGES)
+    assert code == report["exit_code"] == 1
+    assert "the standard output ended after" in capsys.readouterr().err
+
+
 def test_report_on_standard_output_is_all_there_is(multicast, capsys):
     args = parse("--group", GROUP, "--port", free_port(), "--seconds", "0.05", "--report", "-")
     assert listen.main(args) == 4
