@@ -3,6 +3,9 @@ PYTHON ?= python3
 TESTER := $(shell $(PYTHON) -c "import pytest" 2>/dev/null && echo $(PYTHON) || echo .venv/bin/python)
 READY := $(filter .venv/%,$(TESTER))
 
+# Tests need no plugins; whatever a host has of them takes a second to load.
+test stress: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
+
 .PHONY: run test test-all stress bench bench-host bench-compare captures check clean
 
 run: ; $(PYTHON) -m feeder

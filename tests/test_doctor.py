@@ -147,11 +147,12 @@ def test_a_quoted_word_is_never_broken():
     assert done.stdout == 'sed|-i|s/a/' + "x " * 60 + '/|file|'
 
 
+@pytest.mark.parametrize("rounds", [2, pytest.param(32, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("name", machines.ALL)
-def test_rubbish_in_every_file_is_survived(tmp_path, name):
+def test_rubbish_in_every_file_is_survived(tmp_path, name, rounds):
     files = machines.ALL[name]()
     host = build(tmp_path, files)
-    for _ in machines.spoil(host, files, dice(11), 8):
+    for _ in machines.spoil(host, files, dice(11), rounds):
         for config in (configuration.builtin(), changed("runtime.workers", 3, "output.interface", "192.0.2.2")):
             case = Patient(config, host, BUILD, clock=None, tls=TLS)
             lines = doctor.as_text(case, examine(case))

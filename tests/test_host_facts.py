@@ -139,11 +139,12 @@ def test_nothing_at_all(tmp_path):
     assert empty == {"kernel": host.kernel(), "siblings": [1], "clock_sources": (None, []), "memory": (None, None)}
 
 
+@pytest.mark.parametrize("rounds", [3, pytest.param(48, marks=pytest.mark.stress)])
 @pytest.mark.parametrize("name", machines.ALL)
-def test_rubbish_never_raises(tmp_path, name):
-    """Each file in turn cut, doubled, replaced by noise, a folder, or taken the rights from."""
+def test_rubbish_never_raises(tmp_path, name, rounds):
+    """All files at once cut, doubled, replaced by noise, or left as they are."""
     host = build(tmp_path, machines.ALL[name]())
-    for _ in machines.spoil(host, machines.ALL[name](), dice(7), 12):
+    for _ in machines.spoil(host, machines.ALL[name](), dice(7), rounds):
         ask_all(host)
 
 
