@@ -9,7 +9,7 @@ test stress: export PYTEST_DISABLE_PLUGIN_AUTOLOAD = 1
 .PHONY: run test test-all stress bench bench-host bench-compare captures check clean
 
 run: ; $(PYTHON) -m feeder
-test: $(READY) ; $(TESTER) -m pytest
+test: $(READY) ; $(TESTER) tools/test_quick.py
 test-all: ; $(PYTHON) tools/test_all.py
 stress: $(READY) ; $(TESTER) -m pytest -m stress
 bench: ; $(PYTHON) -m feeder bench
