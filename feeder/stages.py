@@ -238,10 +238,10 @@ class Retransmission(Service):
 
     what = "who misses packets cannot ask for them"
 
-    def __init__(self, config, loop, channels, seal):
+    def __init__(self, config, options, loop, channels, seal):
         super().__init__(loop)
         self.where = Endpoint(config.retransmit_address, config.retransmit_port, None)
-        self.send_buffer_bytes = config.send_buffer_bytes
+        self.buffer_bytes = options.send_buffer_bytes
         self.stores = {}
         for channel in channels:
             store = self.stores[channel.encoder.channel] = Store(config.retransmit_datagrams, channel.packet_bytes)
@@ -250,7 +250,8 @@ class Retransmission(Service):
                              config.retransmit_packets_per_second)
 
     def make(self):
-        return UnicastSocket(self.where.address, self.where.port, send_buffer_bytes=self.send_buffer_bytes)
+        return UnicastSocket(self.where.address, self.where.port, send_buffer_bytes=self.buffer_bytes,
+                             recv_buffer_bytes=self.buffer_bytes)
 
     def read(self):
         self.opened.serve(self.server.receive, clock.steady_ns)
@@ -316,7 +317,8 @@ class Output:
         self.channels = [Channel(self, output.channel + index, endpoint, opened(endpoint), self.copies)
                          for index, endpoint in enumerate(configuration.channels(output))]
         self.encoders = [channel.encoder for channel in self.channels]
-        self.retransmission = Retransmission(output, loop, self.channels, self.seal) if output.retransmit_port else None
+        self.retransmission = (Retransmission(output, options, loop, self.channels, self.seal)
+                               if output.retransmit_port else None)
         self.tap = Tap(output.tap, loop, self.channels) if output.tap else None
         self.services = [service for service in (self.retransmission, self.tap) if service]
         for service in self.services:

@@ -381,4 +381,4 @@ def test_a_run_of_baseline_is_left_alone(runs):
     assert {row["state"] for row in seen.report["measures"]} == {OFF}
     assert seen.vm_lck == 0 and seen.comm.startswith("python") and not any("feeder" in name for name in seen.names)
     assert parse_cpus(seen.status["Cpus_allowed_list"].strip()) == sorted(os.sched_getaffinity(0))
-    assert not any("b8388608" in line for line in seen.sockets)
+    assert not any("b8388608" in line for line in seen.sockets), seen.sockets
