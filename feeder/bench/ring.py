@@ -63,15 +63,18 @@ def ring_round(count):
             return read_hops(ring, words, count, child.poll)
 
 
-def read_hops(ring, words, count, poll):
-    stopwatch_ns = clock.stopwatch_ns
-
+def watcher(name, poll):
+    """Return what a spinning reader calls once in a while: 0, or BenchError if the writer has died."""
     def look():
-        """Called once in a while of spinning: has the writer died?"""
         if poll():
-            raise BenchError(f"ring: the writing process ended with exit code {poll()}")
+            raise BenchError(f"{name}: the writing process ended with exit code {poll()}")
         return 0
-    by_word, last = Histogram(), 0
+    return look
+
+
+def read_words(words, count, look):
+    """Return the Histogram of hops by one word, each answered."""
+    stopwatch_ns, by_word, last = clock.stopwatch_ns, Histogram(), 0
     for _ in range(count):
         spins = 0
         while words[0] == last:
@@ -82,6 +85,22 @@ def read_hops(ring, words, count, poll):
         last = words[0]
         by_word.add(now_ns - last)
         words[ANSWER_AT] = last
+    return by_word
+
+
+def write_words(words, count):
+    """The other side of read_words."""
+    stopwatch_ns = clock.stopwatch_ns
+    for _ in range(count):
+        words[0] = sent_ns = stopwatch_ns()
+        while words[ANSWER_AT] != sent_ns:
+            pass
+
+
+def read_hops(ring, words, count, poll):
+    stopwatch_ns = clock.stopwatch_ns
+    look = watcher("ring", poll)
+    by_word = read_words(words, count, look)
 
     class Sink(NoSink):
         received_ns = 0
@@ -118,11 +137,7 @@ def write_hops(ring_fd, words_fd, count):
     ring = Ring(segments[0].buffer)
     ring.write(*shm.identity())
     stopwatch_ns = clock.stopwatch_ns
-    words = memoryview(segments[1].buffer).cast("Q")
-    for _ in range(count):
-        words[0] = sent_ns = stopwatch_ns()
-        while words[ANSWER_AT] != sent_ns:
-            pass
+    write_words(memoryview(segments[1].buffer).cast("Q"), count)
     instrument = Instrument(0, "venue", "SYMBOL")
     writer = RecordWriter(ring, None)
     writer.start()

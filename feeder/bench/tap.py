@@ -15,7 +15,7 @@ from feeder import clock, shm
 from feeder.bench import measure
 from feeder.bench.measure import BenchError, row_of, timed, timed_ours
 from feeder.bench.peers import kill, started
-from feeder.bench.ring import ANSWER_AT, WORDS_BYTES, end_with_parent
+from feeder.bench.ring import ANSWER_AT, RING_SPINS, WORDS_BYTES, end_with_parent, read_words, watcher, write_words
 from feeder.counter import Histogram
 from feeder.net import PacketReceiver, PacketSender
 from feeder.net.handover import TAP_SLOTS
@@ -25,7 +25,6 @@ GROUP = "239.192.7.9"
 SIZES = (184, 1472)                      # an increment and a trade; the largest datagram by default
 HOP_BYTES = 184
 CHUNK = 400                              # of the largest datagrams, what any receive buffer holds
-SPINS = 100_000
 
 
 def bench_tap(run):
@@ -109,29 +108,14 @@ def hop_round(count):
 
 def read_hops(reader, words, count, poll):
     stopwatch_ns, read = clock.stopwatch_ns, reader.read
-    by_word, by_tap, last = Histogram(), Histogram(), 0
-
-    def look():
-        """Called once in a while of spinning: has the writer died?"""
-        if poll():
-            raise BenchError(f"tap: the writing process ended with exit code {poll()}")
-        return 0
-    for _ in range(count):
-        spins = 0
-        while words[0] == last:
-            spins += 1
-            if spins > SPINS:
-                spins = look()
-        now_ns = stopwatch_ns()
-        last = words[0]
-        by_word.add(now_ns - last)
-        words[ANSWER_AT] = last
+    look = watcher("tap", poll)
+    by_word, by_tap = read_words(words, count, look), Histogram()
     for number in range(count):
         spins, datagram = 0, None
         while datagram is None:
             datagram = read()
             spins += 1
-            if spins > SPINS:
+            if spins > RING_SPINS:
                 spins = look()
         now_ns = stopwatch_ns()
         by_tap.add(now_ns - int.from_bytes(datagram[8:16], "little"))
@@ -147,10 +131,7 @@ def write_hops(tap_fd, words_fd, count):
     writer = TapWriter(segments[0].buffer)
     stopwatch_ns = clock.stopwatch_ns
     words = memoryview(segments[1].buffer).cast("Q")
-    for _ in range(count):
-        words[0] = sent_ns = stopwatch_ns()
-        while words[ANSWER_AT] != sent_ns:
-            pass
+    write_words(words, count)
     datagram = memoryview(bytearray(HOP_BYTES))
     stamps = datagram.cast("Q")
     for number in range(count):
