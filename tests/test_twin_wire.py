@@ -6,10 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
+from feeder import twin
 from feeder.clock import MILLISECOND, steady_ns
 from feeder.errors import CaptureError, ConfigError, HostError
 from feeder.net import Loop
@@ -602,3 +604,23 @@ def test_command_ends_on_a_signal_with_a_summary():
         _, errors = process.communicate(timeout=10)
     assert process.returncode == 0 and errors.startswith("feeder venue: seed 1") and "binance_usdm" in errors
     assert "Warning" not in errors
+
+
+def test_ctrl_c_while_the_child_starts_leaves_nothing_open(monkeypatch):
+    made = []
+
+    class Interrupted(subprocess.Popen):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **more)
+            made.append(self)
+            self.stdout.close()
+
+            def readline():
+                raise KeyboardInterrupt
+            self.stdout = SimpleNamespace(readline=readline, close=lambda: None)
+
+    monkeypatch.setattr(twin.subprocess, "Popen", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        twin.spawn(["--symbols", "BTC/USDT"])
+    process, = made
+    assert process.returncode is not None and process.stdin.closed

@@ -46,6 +46,9 @@ class Child:
         guard.start()
         try:
             line = self.process.stdout.readline()
+        except BaseException:                                    # Ctrl-C while it starts
+            self.close()
+            raise
         finally:
             guard.cancel()
             guard.join()
