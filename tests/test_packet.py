@@ -21,9 +21,10 @@ from feeder import book, fixed, packet, receiver
 from feeder.errors import FeederError, PacketError, PrecisionError, RangeError
 from feeder.instrument import SYMBOL_BYTES, VENUE_BYTES, Instrument
 from feeder.message import BUY, LIVE, REASONS, SELL, SIDE_NAMES, STALE, STATE_NAMES, SYNCING
-from feeder.packet import (ALL_INSTRUMENTS, BBO, DEFINITION, END, FIRST, HEARTBEAT, INCREMENT, LAST, MAX_PACKET_BYTES,
-                           REFRESH, SNAPSHOT, STATUS, TRADE, TYPE_NAMES, Bbo, Book, Definition, Encoder, OrderBookItem,
-                           Padding, Round, Status, Trade, TradeItem, decode)
+from feeder.packet import (ALL_INSTRUMENTS, BBO, DEFINITION, EDITION_SHIFT, END, FIRST, HEARTBEAT, INCREMENT, LAST,
+                           MAX_PACKET_BYTES, REFRESH, SNAPSHOT, STATUS, TRADE, TYPE_NAMES, Bbo, Book, Definition, Encoder,
+                           LoopEncoder, OrderBookItem, Padding, Round, Status, Trade, TradeItem, decode)
+from feeder.seal import Seal
 
 HERE = Path(__file__).parent
 PROTOCOL = (HERE.parent / "docs" / "protocol.md").read_text(encoding="utf-8")
@@ -298,6 +299,7 @@ def instrument(**more):
     found = Instrument(more.pop("instrument_id", 3), more.pop("venue", "binance_spot"), more.pop("symbol", "BTCUSDT"),
                        more.pop("name", "BTC/USDT"), more.pop("price_decimals", 2), more.pop("quantity_decimals", 5),
                        more.pop("depth", 20))
+    found.shared = more.pop("shared", 0)
     assert not more
     return found
 
@@ -356,6 +358,12 @@ VECTORS = {
          Status(3, 0, 0, SYNCING, 0, 1, 1, "", ""),
          Book(SNAPSHOT, *WORDS[:4], LAST | FIRST, LIVE, 2, (500, 7), (501, 2)),
          Bbo(*WORDS, OrderBookItem(500, 7), OrderBookItem(501, 2)), Trade(*WORDS, TradeItem(1, 500, 7, BUY))]),
+    "trade_of_another_edition": (
+        lambda encoder: encoder.trade(*COMMON, 987_654, 500, 7, BUY, LAST | 5 << EDITION_SHIFT),
+        [Trade(*WORDS, TradeItem(987_654, 500, 7, BUY), 5)]),
+    "definition_of_another_edition": (
+        lambda encoder: encoder.definition(instrument(shared=7), 10**6, 10**3, LAST | 7 << EDITION_SHIFT),
+        [Definition(3, "binance_spot", "BTCUSDT", "BTC/USDT", -8, -8, 20, 10**6, 10**3, 7, 7)]),
     "heartbeat": (lambda encoder: encoder.heartbeat(), []),
     "end": (lambda encoder: encoder.end(), []),
 }
@@ -373,8 +381,36 @@ def test_vectors_both_ways_and_against_the_golden_packets(name):
     agree(data)
 
 
+def loop_packet():
+    out = []
+    encoder = LoopEncoder(SESSION, 7, lambda view: out.append(bytes(view)), lambda: SEND_NS, 1472, None, lambda: 41)
+    encoder.round(9, 1)
+    encoder.definition(instrument(), 10**6, 10**3)
+    encoder.levels(SNAPSHOT, *COMMON, [500, 7], [501, 2], REFRESH)
+    encoder.flush()
+    return out[0]
+
+
+def signed_packet():
+    data, = encode(VECTORS["trade"][0], sequence=41, seal=Seal(bytes(range(32))))
+    return data
+
+
+BESIDES = {"loop": loop_packet, "signed": signed_packet}         # golden packets of other encoders
+
+
+def test_golden_packets_of_the_loop_and_signed():
+    golden = json.loads(GOLDEN.read_text())
+    for name, make in BESIDES.items():
+        assert make().hex() == golden[name], "version 1 on the wire has changed"
+    found = agree(loop_packet())
+    assert (found.flags, found.sequence, found.loop) == (packet.SNAPSHOTS, 41, 1)
+    assert [type(message) for message in found.messages] == [Round, Definition, Book]
+    assert agree(signed_packet()).messages == VECTORS["trade"][1] and Seal(bytes(range(32))).verify(signed_packet())
+
+
 def test_golden_packets_are_all_there():
-    assert set(json.loads(GOLDEN.read_text())) == set(VECTORS)
+    assert set(json.loads(GOLDEN.read_text())) == set(VECTORS) | set(BESIDES)
 
 
 def test_items_both_ways():
@@ -727,7 +763,9 @@ def test_the_fuzz_can_fail(blunder, monkeypatch):
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["golden"]:
-        lines = ",\n".join(f' "{name}": "{encode(fill, sequence=41)[0].hex()}"' for name, (fill, _) in VECTORS.items())
+        found = {**{name: encode(fill, sequence=41)[0] for name, (fill, _) in VECTORS.items()},
+                 **{name: make() for name, make in BESIDES.items()}}
+        lines = ",\n".join(f' "{name}": "{data.hex()}"' for name, data in found.items())
         GOLDEN.write_text("{\n" + lines + "\n}\n")
     else:
         for text, times in fuzz(int(sys.argv[1]), int(sys.argv[2])).most_common():
