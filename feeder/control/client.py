@@ -24,8 +24,7 @@ from feeder.errors import PacketError
 from feeder.packet import RETRANSMITTED, SNAPSHOTS
 
 from .bucket import Bucket
-from .datagram import (BUSY, CHALLENGE, MAX_PACKETS, NO_TOKEN, REQUEST, UNAVAILABLE, Control, decode, encode,
-                       is_control)
+from .datagram import BUSY, CHALLENGE, MAX_PACKETS, NO_TOKEN, REQUEST, Control, decode, encode, is_control
 
 PIECE = MAX_PACKETS                   # a packet holds one message at least
 WINDOW = 64                           # pieces that are being asked for
