@@ -6,11 +6,14 @@ get everything. `serve(loop)` answers retransmission on the listener's own loop,
 
 import random
 
+import pytest
+
 from feeder.clock import steady_ns, wall_ns
 from feeder.control import Server, Store, parse_networks
+from feeder.errors import HostError
 from feeder.instrument import Instrument
 from feeder.message import BUY, LIVE
-from feeder.net import PacketSender, UnicastSocket
+from feeder.net import PacketReceiver, PacketSender, UnicastSocket
 from feeder.packet import INCREMENT, REFRESH, SHARED_BOOK, SHARED_TRADE, SNAPSHOT, Encoder, LoopEncoder
 from feeder.seal import Seal
 
@@ -20,6 +23,28 @@ SECRET = bytes(32)
 
 def free_port():
     return random.SystemRandom().randrange(20_000, 32_000)
+
+
+def free_address():
+    """A group and port that no other test and no other session has now."""
+    any_of = random.SystemRandom().randrange
+    return f"239.192.{any_of(100, 250)}.{any_of(1, 255)}", free_port()
+
+
+def free_udp_port():
+    """A port of this host that nobody has."""
+    sock = UnicastSocket()
+    sock.close()
+    return sock.port
+
+
+@pytest.fixture(scope="module", autouse=True)
+def multicast():
+    """For modules that import it: skip where the host has no multicast on loopback (some containers)."""
+    try:
+        PacketReceiver(*free_address(), interface="127.0.0.1").close()
+    except HostError as error:
+        pytest.skip(str(error))
 
 
 class Outlet:

@@ -15,32 +15,18 @@ import typing
 from pathlib import Path
 
 import pytest
+from outlet import free_address, multicast       # noqa: F401
 from test_arbiter import Feed, Exchange
 
 import feeder
 from feeder import events
 from feeder.clock import wall_ns
-from feeder.errors import HostError
 from feeder.listener import Listener
-from feeder.net import PacketReceiver, PacketSender, UnicastSocket
+from feeder.net import PacketSender, UnicastSocket
 from feeder.twin import spawn
 
 PROJECT = Path(__file__).resolve().parent.parent
 EXAMPLES = PROJECT / "docs" / "examples"
-
-
-def free_address():
-    any_of = random.SystemRandom().randrange
-    return f"239.192.{any_of(100, 250)}.{any_of(1, 255)}", any_of(20_000, 32_000)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def multicast():
-    """Skip where the host has no multicast on loopback (some containers)."""
-    try:
-        PacketReceiver(*free_address(), interface="127.0.0.1").close()
-    except HostError as error:
-        pytest.skip(str(error))
 
 
 class Process:

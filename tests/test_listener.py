@@ -14,7 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from outlet import Outlet, free_port
+from outlet import Outlet, free_port, multicast       # noqa: F401
 from support import dice
 
 from feeder import Listener
@@ -22,7 +22,7 @@ from feeder.clock import SECOND, steady_ns
 from feeder.endpoint import Endpoint
 from feeder.errors import ConfigError, FeederError, HostError
 from feeder.events import Book, Definition, Dropped, Gap, Line, Session, Silence, State, Switch, Trade
-from feeder.net import PacketReceiver, UnicastSocket
+from feeder.net import UnicastSocket
 from feeder.net.handover import TapServer
 from feeder.pcap import Reader
 
@@ -30,15 +30,6 @@ A, B = "239.192.77.6", "239.192.77.7"
 KEY = b"sixteen bytes or more"
 LINUX = sys.platform.startswith("linux")
 linux = pytest.mark.skipif(not LINUX, reason="the kernel tells on Linux only")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def multicast():
-    """Skip where the host has no multicast on loopback (some containers)."""
-    try:
-        PacketReceiver(A, free_port(), interface="127.0.0.1").close()
-    except HostError as error:
-        pytest.skip(str(error))
 
 
 class Ports:

@@ -18,8 +18,9 @@ from contextlib import ExitStack
 import pytest
 from reader import digest
 from relay import Relay, heard_socket
+from outlet import free_address, multicast       # noqa: F401
 from support import PROJECT
-from test_run import free_address, free_port, multicast, shared_memory       # noqa: F401
+from test_run import free_port, shared_memory       # noqa: F401
 from truth import INCREMENT_TYPE, LAST, SNAPSHOTS, TRADE_TYPE, Ledger, head_of
 
 from feeder.twin import spawn

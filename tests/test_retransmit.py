@@ -10,17 +10,17 @@ import random
 import signal
 import subprocess
 import sys
-from contextlib import closing
 from pathlib import Path
 
 import pytest
+from outlet import free_udp_port
 
 from feeder import retransmit
 from feeder.clock import SECOND, steady_ns
-from feeder.control import Client, is_control
+from feeder.control import Client
 from feeder.errors import HostError
 from feeder.net import Loop, PacketReceiver, PacketSender, UnicastSocket
-from feeder.packet import END, FLAGS_AT, HEARTBEAT, RETRANSMITTED, Encoder, LoopEncoder
+from feeder.packet import END, HEARTBEAT, Encoder, LoopEncoder
 from feeder.retransmit import Copies
 from feeder.seal import Seal
 from tests.test_control import CHANNEL, SESSION, datagrams, flagged, span
@@ -89,7 +89,7 @@ def test_the_default_lines_are_heard_by_the_interface_that_is_given():
     parser = argparse.ArgumentParser()
     retransmit.configure(parser)
     with pytest.raises(HostError, match="interface nobody-has-it: neither a name nor an address"):
-        retransmit.Retransmitter(parser.parse_args(["--port", str(free_port()), "--interface", "nobody-has-it"]))
+        retransmit.Retransmitter(parser.parse_args(["--port", str(free_udp_port()), "--interface", "nobody-has-it"]))
 
 
 def test_what_there_is_no_memory_for_is_refused_by_name():
@@ -139,11 +139,6 @@ def publish(key, ports):
                 assert sender.send(data) == 1
     print("done", flush=True)
     sys.stdin.read()
-
-
-def free_port():
-    with closing(UnicastSocket()) as sock:
-        return sock.port
 
 
 def start(*words):
@@ -217,7 +212,7 @@ def test_what_was_lost_is_sent_again_though_the_publisher_is_dead(tmp_path, key)
     key_file = tmp_path / "key"
     key_file.write_bytes(key)
     key_file.chmod(0o600)
-    ports = {line: free_port() for line in ("A", "B", "answers")}
+    ports = {line: free_udp_port() for line in ("A", "B", "answers")}
     words = ["-m", "feeder", "retransmit", "--line", f"127.0.0.1:{ports['A']}", "--line", f"127.0.0.1:{ports['B']}",
              "--port", ports["answers"], "--seconds", 60, "--report", tmp_path / "report.json"]
     command = start(*words, *(["--key-file", key_file] if key else []))

@@ -9,7 +9,6 @@ best bid and offer with the twin's at that update id. Where the twin is a child,
 
 import json
 import os
-import random
 import re
 import shutil
 import signal
@@ -23,13 +22,13 @@ from pathlib import Path
 
 import machines
 import pytest
+from outlet import free_address, free_udp_port, multicast       # noqa: F401
 from support import PROJECT, book_decimals, dice, is_best
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns, wall_ns
-from feeder.errors import HostError
 from feeder.message import LIVE, STALE
-from feeder.net import PacketReceiver, UnicastSocket
+from feeder.net import PacketReceiver
 from feeder.packet import ALL_INSTRUMENTS, LAST, SNAPSHOT, Bbo, Book, Status, Trade
 from feeder.receiver import Receiver
 from feeder.run import Run, choose_workers
@@ -45,32 +44,11 @@ SYMBOLS = tuple(coin + "USDT" for coin in configuration.TWIN_COINS)
 SEED = 20
 
 
-def free_address():
-    """A group and port that no other test and no other session has now."""
-    any_of = random.SystemRandom().randrange
-    return f"239.192.{any_of(100, 250)}.{any_of(1, 255)}", any_of(20_000, 32_000)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def multicast():
-    """Skip where the host has no multicast on loopback (some containers)."""
-    try:
-        PacketReceiver(*free_address(), interface="127.0.0.1").close()
-    except HostError as error:
-        pytest.skip(str(error))
-
-
-def free_unicast_port():
-    sock = UnicastSocket()
-    sock.close()
-    return sock.port
-
-
 def made_config(symbols, **keys):
     """The embedded configuration with an address of its own, and `keys` of each venue changed."""
     config = configuration.builtin()
     config.output.group, config.output.port = free_address()
-    config.output.retransmit_port = free_unicast_port()
+    config.output.retransmit_port = free_udp_port()
     config.log.path = ""
     for venue in config.venues:
         venue.symbols = list(symbols)
@@ -578,7 +556,7 @@ def written_config(folder, child, names=BOTH, **hft):
             write(name + ending, {"venue": name, "websocket_url": info["websocket_url"], "rest_url": info["rest_url"],
                                   "symbols": info["symbols"][:count], "snapshot_limit": 100})
     write("symbol_mapping.json", {})
-    output = {"group": group, "port": port, "retransmit_port": free_unicast_port(), **hft.pop("output", {})}
+    output = {"group": group, "port": port, "retransmit_port": free_udp_port(), **hft.pop("output", {})}
     write("hft_config.json", {"output": output, "log": {"path": "run.log"}, **hft})
     return folder
 
@@ -676,7 +654,7 @@ def test_run_and_listen_as_people_use_them(tmp_path, venue_child):
 
 @linux
 def test_two_feeders_with_the_same_port_and_tap_the_second_does_without_until_the_first_is_gone(tmp_path, venue_child):
-    shared = {"retransmit_port": free_unicast_port(), "tap": f"test-{os.getpid()}"}
+    shared = {"retransmit_port": free_udp_port(), "tap": f"test-{os.getpid()}"}
     one, two = (written_config(tmp_path / name, venue_child, output=shared) for name in ("one", "two"))
     first = Command(tmp_path, "--config", one, "--log", "")
     first.wait_for("books 12 live")

@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 
 import pytest
+from outlet import free_udp_port
 
 from feeder import clock, config as configuration, stages
 from feeder.control.datagram import (CHALLENGE, NO_TOKEN, REQUEST, UNAVAILABLE, Control, decode as control_of, encode,
@@ -25,12 +26,6 @@ from feeder.stages import Output
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="UDP_SEGMENT is Linux's")
 GROUP = "239.192.7.6"
-
-
-def free_port():
-    sock = UnicastSocket()
-    sock.close()
-    return sock.port
 
 
 class Running:
@@ -298,7 +293,7 @@ def test_what_was_sent_is_sent_again_to_who_asks(tmp_path, is_signed):
         key.chmod(0o600)
         asker = UnicastSocket()
         stack.callback(asker.close)
-        where = "127.0.0.1", free_port()
+        where = "127.0.0.1", free_udp_port()
         site.start(port=first, more_channels=[f"239.192.7.8:{second}"], retransmit_port=where[1], packet_bytes=256,
                    key_file=str(key) if is_signed else "")
         site.output.end()

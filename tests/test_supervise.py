@@ -17,14 +17,15 @@ from decimal import Decimal
 from functools import reduce
 
 import pytest
+from outlet import multicast       # noqa: F401
 from support import PROJECT, dice
-from test_run import BOTH, SPOT, SYMBOLS, Live, Witness, free_address, made_config
+from test_run import BOTH, SPOT, SYMBOLS, Live, Witness, made_config
 
 from feeder import config as configuration
 from feeder.clock import MILLISECOND, SECOND, steady_ns
 from feeder.errors import ConfigError, HostError
 from feeder.message import LIVE, STALE
-from feeder.net import Loop, PacketReceiver
+from feeder.net import Loop
 from feeder.pipe import LineReader, LineWriter, first_line, say
 from feeder.run import Run
 from feeder.status import added
@@ -33,15 +34,6 @@ from feeder.twin.faults import Fault
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="workers are POSIX only")
 INTERVAL_NS = 100 * MILLISECOND
-
-
-@pytest.fixture(scope="module", autouse=True)
-def multicast():
-    """Skip where the host has no multicast on loopback (some containers)."""
-    try:
-        PacketReceiver(*free_address(), interface="127.0.0.1").close()
-    except HostError as error:
-        pytest.skip(str(error))
 
 
 def shared_memory():
