@@ -13,7 +13,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from outlet import free_udp_port
 
 from feeder import retransmit
 from feeder.clock import SECOND, steady_ns
@@ -23,6 +22,7 @@ from feeder.net import Loop, PacketReceiver, PacketSender, UnicastSocket
 from feeder.packet import END, HEARTBEAT, Encoder, LoopEncoder
 from feeder.retransmit import Copies
 from feeder.seal import Seal
+from tests.outlet import free_udp_port
 from tests.test_control import CHANNEL, SESSION, datagrams, flagged, span
 
 ROOT = Path(__file__).parent.parent
